@@ -1,0 +1,1 @@
+"""Measuring a model: prompts, rules and reports."""

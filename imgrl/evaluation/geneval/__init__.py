@@ -1,0 +1,1 @@
+"""The GenEval benchmark: its rules (``judge``)."""
