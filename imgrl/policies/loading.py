@@ -1,0 +1,201 @@
+"""Loading a policy from a diffusers folder, with every foreseeable fault named before weights are read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from imgrl.errors import ConfigError, ModelError
+from imgrl.policies.adapters import FixedWeights, FullWeights, NamedWeights
+from imgrl.policies.base import Policy
+from imgrl.policies.flux import FluxPolicy
+from imgrl.policies.lora import LoraSpec, LoraWeights, target_modules
+from imgrl.policies.sd3 import SD3Policy
+
+__all__ = ["inspect_folder", "load_policy"]
+
+_FAMILIES: dict[str, type[Policy]] = {kind.pipeline_class: kind for kind in (SD3Policy, FluxPolicy)}
+_TRANSFORMERS = {"sd3": "SD3Transformer2DModel", "flux": "FluxTransformer2DModel"}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor")
+
+
+def load_policy(
+    path_or_name: str | Path,
+    *,
+    train: Literal["lora", "full", "none"] = "lora",
+    lora: LoraSpec | None = None,
+    names: Sequence[str] = (),
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    device: str | torch.device = "cpu",
+    max_sequence_length: int | None = None,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
+    embedding_folder: str | Path | None = None,
+    distilled_guidance: float | None = None,
+) -> Policy:
+    """Load an SD3 or Flux model as a policy.
+
+    Args:
+        path_or_name: a diffusers pipeline folder, or the name of one on the Hugging Face hub.
+        train: "lora" trains adapters over frozen weights, "full" every weight of the transformer, "none" nothing.
+        lora: size and place of the adapters; None is the published setting.
+        names: copies to create beside "current", such as "old"; more can be made later with ``weights.add``.
+        dtype: precision of the transformer's forward and of the encoders. What trains is float32, as is the VAE.
+        device: where everything runs.
+        max_sequence_length: T5 tokens, or SD3's zero tokens when it has no T5; None is the stock pipeline's number.
+        gradient_checkpointing: trade a second forward for memory.
+        compile: compile each transformer block in place with torch.compile.
+        embedding_folder: keep text embeddings on disk there.
+        distilled_guidance: Flux.1-dev's embedded guidance; None is 3.5.
+
+    Raises:
+        ModelError: the folder is missing, incomplete, or of another family.
+        ConfigError: an option does not fit the model.
+    """
+    import diffusers
+
+    if train not in ("lora", "full", "none"):
+        raise ConfigError(f"train must be 'lora', 'full' or 'none', got '{train}'.")
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype must be 'fp32', 'bf16' or 'fp16', got '{dtype}'.")
+    folder = _find(path_or_name)
+    kind = inspect_folder(folder)
+    precision, place = _DTYPES[dtype], torch.device(device)
+    master = torch.float32 if train == "full" else precision
+    network: Any = getattr(diffusers, _TRANSFORMERS[kind.family]).from_pretrained(
+        folder, subfolder="transformer", torch_dtype=master, use_safetensors=True
+    )
+    vae: Any = diffusers.AutoencoderKL.from_pretrained(
+        folder, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True
+    )
+    policy = kind(
+        folder,
+        transformer=network.to(place).eval(),
+        vae=vae.to(place).eval().requires_grad_(False),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
+        dtype=precision,
+        device=place,
+        max_sequence_length=max_sequence_length,
+        embedding_folder=None if embedding_folder is None else Path(embedding_folder),
+    )
+    if distilled_guidance is not None:
+        _set_distilled_guidance(policy, distilled_guidance)
+    policy.weights = _weights(policy, train, lora, names)
+    if gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if compile:
+        compile_blocks(network)
+    return policy
+
+
+def _weights(policy: Policy, train: str, lora: LoraSpec | None, names: Sequence[str]) -> NamedWeights:
+    if train == "none":
+        return FixedWeights(policy.transformer)
+    if train == "full":
+        return FullWeights(policy.transformer, names)
+    spec = lora or LoraSpec()
+    paths = target_modules(policy.transformer, spec.targets, policy.default_targets)
+    return LoraWeights(policy.transformer, spec, paths, [name for name in names if name != "frozen"])
+
+
+def _set_distilled_guidance(policy: Policy, value: float) -> None:
+    if not isinstance(policy, FluxPolicy) or not policy.transformer.config.guidance_embeds:
+        raise ConfigError(
+            "distilled_guidance only fits Flux models with a guidance embedding (Flux.1-dev); leave it out."
+        )
+    policy.distilled_guidance = value
+
+
+def compile_blocks(network: Any, **options: Any) -> None:
+    """Compile every transformer block in place: seconds instead of minutes, and parameter names stay.
+
+    Each named weight and each gradient mode is a variant of its own, so dynamo's recompile limit is raised.
+    """
+    import torch._dynamo as dynamo
+
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
+    for blocks in (network.transformer_blocks, getattr(network, "single_transformer_blocks", ())):
+        for block in blocks:
+            block.compile(**options)
+
+
+def inspect_folder(folder: Path) -> type[Policy]:
+    """The policy class for a diffusers folder, after checking that every file it needs is there.
+
+    Raises:
+        ModelError: in one sentence, what is missing or unsupported.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ModelError(f"{folder} has no model_index.json: give the folder of a diffusers pipeline.")
+    try:
+        parts = json.loads(index.read_text())
+        name = parts.get("_class_name")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ModelError(
+            f"{index} is not valid JSON ({error}): download or save the pipeline again."
+        ) from None
+    if name not in _FAMILIES:
+        raise ModelError(f"{folder} holds a {name}, but imgrl trains {' and '.join(_FAMILIES)}.")
+    for part in ("transformer", "vae", "scheduler"):
+        if _absent(parts.get(part)):
+            raise ModelError(f"{index} names no {part}: a trainable pipeline needs one.")
+    if parts["scheduler"][1] != "FlowMatchEulerDiscreteScheduler":
+        raise ModelError(
+            f"{folder} uses {parts['scheduler'][1]}, but flow models here need FlowMatchEulerDiscreteScheduler."
+        )
+    for part, value in parts.items():
+        if not part.startswith("_") and not _absent(value):
+            _check_part(folder, part)
+    return _FAMILIES[name]
+
+
+def _absent(entry: Any) -> bool:
+    return not isinstance(entry, list) or entry[1] is None
+
+
+def _check_part(folder: Path, part: str) -> None:
+    place = folder / part
+    if not any(place.glob("*config.json")):
+        raise ModelError(
+            f"{folder} is incomplete: {part}/ or its configuration file is missing; download it again."
+        )
+    if part.startswith(_WEIGHTLESS):
+        return
+    needed = {
+        file
+        for index in place.glob("*.safetensors.index.json")
+        for file in json.loads(index.read_text()).get("weight_map", {}).values()
+    }
+    missing = sorted(file for file in needed if not (place / file).is_file())
+    if missing or not any(place.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} is incomplete: {part}/{missing[0] if missing else '*.safetensors'} is missing; download it again."
+        )
+
+
+def _find(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file, not a folder: give the folder of a diffusers pipeline.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_name)):
+        raise ModelError(
+            f"{path} does not exist: give the folder of a diffusers pipeline or a hub name like 'org/model'."
+        )
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(str(DiffusionPipeline.download(str(path_or_name))))
+    except Exception as error:  # the hub client raises many kinds; all mean that there is no model
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"'{path_or_name}' is no folder here and could not be downloaded: {reason}"
+        ) from None

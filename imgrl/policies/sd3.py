@@ -1,0 +1,77 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from imgrl.errors import ConfigError
+from imgrl.policies.base import Policy
+
+__all__ = ["SD3Policy"]
+
+
+class SD3Policy(Policy):
+    """SD3: unpacked latents, timestep 1000 sigma, classifier-free guidance.
+
+    Without a T5 encoder the stock pipeline appends ``max_sequence_length`` zero tokens (256 by default); 0 leaves them
+    out, which is faster but another conditioning, so train and sample with the same number.
+    """
+
+    family: ClassVar[str] = "sd3"
+    pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
+    default_length: ClassVar[int] = 256
+    default_targets: ClassVar[tuple[str, ...]] = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+    )
+    _default_max_shift: ClassVar[float] = 1.16
+
+    @property
+    def _channels(self) -> int:
+        return self.transformer.config.in_channels
+
+    @property
+    def _patch(self) -> int:
+        return self.transformer.config.patch_size
+
+    @property
+    def _default_latent_size(self) -> int:
+        return self.transformer.config.sample_size
+
+    def _encode_text(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            [prompt],
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def _forward(self, transformer: Any, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        return transformer(
+            hidden_states=x,
+            timestep=sigma * 1000,
+            encoder_hidden_states=cond["prompt_embeds"],
+            pooled_projections=cond["pooled_prompt_embeds"],
+            return_dict=False,
+        )[0]
+
+    def _grid(self, steps: int) -> dict[str, Any]:
+        return {"num_inference_steps": steps}
+
+    def _check_length(self) -> None:
+        super()._check_length()
+        if self.max_sequence_length == 0 and (self.folder / "text_encoder_3").is_dir():
+            raise ConfigError(
+                "max_sequence_length 0 only fits an SD3 folder without text_encoder_3 (T5): use 1 or more."
+            )
