@@ -61,5 +61,6 @@ def recipe_path(name: str | Path) -> Path:
     if bundled in recipe_names():
         return resource_root("configs") / f"{bundled}.yaml"
     raise ConfigError(
-        f"recipe {str(name)!r} is neither a file nor a bundled recipe; bundled are: {', '.join(recipe_names())}"
+        f"recipe {str(name)!r} is neither a file nor a bundled recipe; "
+        f"bundled are: {', '.join(recipe_names())}"
     )

@@ -1,0 +1,73 @@
+"""The arithmetic of a round: what must divide what. Nothing is rounded; what does not fit is refused."""
+
+from __future__ import annotations
+
+from imgrl.errors import ConfigError
+from imgrl.recipe import Recipe, RewardSpec
+
+__all__ = ["check_batch"]
+
+
+def check_batch(recipe: Recipe, *, processes: int = 1) -> None:
+    """Refuse a recipe whose numbers do not fit each other.
+
+    Args:
+        recipe: what to check.
+        processes: how many processes share each micro-batch.
+
+    Raises:
+        ConfigError: naming the settings, their values and the nearest ones that would do.
+    """
+    _check_groups(recipe, processes)
+    _check_rollout(recipe, processes)
+    _check_settings(recipe)
+
+
+def _check_groups(recipe: Recipe, processes: int) -> None:
+    batch = recipe.batch
+    if batch.group_size < 2:
+        raise ConfigError(
+            f"batch.group_size is {batch.group_size}, but images are compared within their group, "
+            "so at least 2 are needed"
+        )
+    if batch.groups % batch.micro_groups:
+        raise ConfigError(
+            f"batch.groups ({batch.groups}) must be a multiple of batch.micro_groups ({batch.micro_groups}); "
+            f"micro_groups could be {_divisors(batch.groups)}"
+        )
+    micro = batch.groups // batch.micro_groups
+    if micro % batch.updates_per_round:
+        raise ConfigError(
+            f"batch.updates_per_round ({batch.updates_per_round}) must divide the {micro} micro-batches "
+            f"of a round (groups / micro_groups); it could be {_divisors(micro)}"
+        )
+    rows = batch.micro_groups * batch.group_size
+    if rows % processes:
+        raise ConfigError(
+            f"a micro-batch of {rows} images (micro_groups {batch.micro_groups} x group_size "
+            f"{batch.group_size}) cannot be shared equally by {processes} processes; "
+            f"{rows} has the divisors {_divisors(rows)}"
+        )
+
+
+def _check_rollout(recipe: Recipe, processes: int) -> None:
+    share = recipe.batch.groups * recipe.batch.group_size // processes
+    if recipe.rollout.batch is not None and recipe.rollout.batch > share:
+        raise ConfigError(
+            f"rollout.batch is {recipe.rollout.batch}, but a process samples only {share} images a round; "
+            f"give at most {share}, or leave it out"
+        )
+
+
+def _check_settings(recipe: Recipe) -> None:
+    if recipe.evaluation.weights == "ema" and recipe.evaluation.ema is None:
+        raise ConfigError(
+            "evaluation.weights is 'ema', so evaluation.ema must give the average's decay, such as 0.9"
+        )
+    weights = [spec.weight if isinstance(spec, RewardSpec) else spec for spec in recipe.rewards.values()]
+    if not any(weights):
+        raise ConfigError("every reward has weight 0, so nothing would be learned; give one of them a weight")
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)

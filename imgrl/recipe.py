@@ -1,0 +1,280 @@
+"""A recipe: every setting of one training run, as frozen dataclasses with the vetted value as default.
+
+The same objects are the Python interface and the YAML file: ``Recipe(objective=CRD(beta=0.5))`` is
+``objective: {name: crd, beta: 0.5}``. `imgrl.config` reads and checks YAML; this module only says what there
+is, writes it down again, and names the part that must agree when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge, Gt, Lt, MinLen
+
+from imgrl.objectives.image import CRD, NFT
+from imgrl.policies.lora import LoraSpec
+from imgrl.rewards.calling import Patience
+
+__all__ = [
+    "Advantage",
+    "Batch",
+    "CRD",
+    "Checkpoint",
+    "Data",
+    "Evaluation",
+    "LoraSpec",
+    "Model",
+    "NFT",
+    "Optimizer",
+    "Patience",
+    "Recipe",
+    "RewardSpec",
+    "Rollout",
+    "Run",
+    "Scoring",
+    "Tracking",
+    "as_dict",
+    "config_hash",
+    "dump",
+]
+
+Positive = Annotated[int, Gt(0)]
+NonNegative = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Lt(1)]
+Text = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run writes, how it is seeded and when it stops."""
+
+    dir: Text | None = None
+    """Run folder; None makes a new one under ``runs/``."""
+    seed: NonNegative = 0
+    """Seeds prompts, initial noise, training noise and times."""
+    rounds: Positive = 100
+    """Stop after this many rounds (a round is a rollout with its updates)."""
+    minutes: PositiveFloat | None = None
+    """Stop after this many minutes of training, evaluation not counted, if that comes first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The pipeline to train and how it is held in memory."""
+
+    path: Text = "tiny-sd3"
+    """A diffusers pipeline folder (SD3 or Flux), a hub name, or a bundled model."""
+    train: Literal["lora", "full"] = "lora"
+    lora: LoraSpec = LoraSpec()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the network's arithmetic; trained weights and losses stay float32."""
+    height: Positive | None = None
+    """Image height in pixels; None takes the model's own size."""
+    width: Positive | None = None
+    max_sequence_length: Positive | None = None
+    """Tokens of the T5 encoder; None takes the family's default."""
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile each transformer block."""
+    text_cache: Text | None = None
+    """Folder that keeps text embeddings between runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Training prompts."""
+
+    prompts: Text | tuple[Text, ...] = "world:train"
+    """A .txt or .jsonl file, a built-in set (``world:train``), or the prompts themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """One reward and its part in the total."""
+
+    use: Text | None = None
+    """``zoo-name``, ``package.module:attribute`` or ``path/file.py:attribute``; None is the key itself."""
+    weight: float = 1.0
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Bound to a function, or given to a class when it is made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What happens when a reward fails: ask again, then leave the image out, then stop."""
+
+    patience: Patience = Patience()
+    """Deadline of a call and how often to ask again."""
+    max_failed: Fraction = 0.1
+    """The run stops when more than this fraction of a round's images could not be scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """How training images are sampled."""
+
+    steps: Positive = 10
+    solver: Literal["euler", "dpm2"] = "euler"
+    guidance: Annotated[float, Ge(1)] = 1.0
+    """Classifier-free guidance while sampling; 1 is off."""
+    batch: Positive | None = None
+    """Images a forward pass on each process; None takes all of the process's share at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The geometry of a round, counted over all processes."""
+
+    groups: Positive = 12
+    """Prompts a round."""
+    group_size: Positive = 12
+    """Images a prompt, at least 2: they are compared with each other."""
+    micro_groups: Positive = 4
+    """Whole groups in one forward-backward pass."""
+    updates_per_round: Positive = 1
+    """Optimiser steps a round; each takes an equal share of the micro-batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantage:
+    """How a group's scores become advantages."""
+
+    std: Literal["global", "group"] = "group"
+    """Divide by the deviation over the round, or over the group."""
+    combine: Literal["sum", "gdpo"] = "sum"
+    """Several rewards: weighted sum first, or normalise each and then add."""
+    eps: PositiveFloat = 1e-6
+    eps_added: bool = False
+    """Add eps to the deviation instead of using it as a floor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW and gradient clipping."""
+
+    lr: PositiveFloat = 3e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 1e-4
+    eps: PositiveFloat = 1e-8
+    clip: PositiveFloat | None = 1.0
+    """Largest gradient norm; None leaves gradients as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The fixed protocol of the held-out score, run before the first and after the last round too."""
+
+    prompts: Text | tuple[Text, ...] = "world:heldout"
+    every: NonNegative = 20
+    """Rounds between evaluations; 0 evaluates only before and after."""
+    images_per_prompt: Positive = 4
+    limit: Positive | None = None
+    """Use only the first prompts of the set."""
+    steps: Annotated[tuple[Positive, ...], MinLen(1)] = (10, 40)
+    """Sampler steps; evaluations during training use the first figure, before and after use all."""
+    solver: Literal["euler", "dpm2"] = "euler"
+    guidance: Annotated[float, Ge(1)] = 1.0
+    weights: Literal["current", "sampling", "old", "ema"] = "current"
+    ema: Fraction | None = None
+    """Decay, per update, of an average of the weights; None keeps none."""
+    seed: NonNegative = 1234
+    """Initial noise of evaluation images; never touched by training."""
+    batch: Positive | None = None
+    """Images a forward pass; None takes the rollout's."""
+    grid: NonNegative = 8
+    """Prompts shown in the sample grid of each evaluation; 0 draws none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Full-state checkpoints."""
+
+    every: NonNegative = 20
+    """Rounds between checkpoints; 0 saves only the last."""
+    keep: Positive = 2
+    """Newest checkpoints to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Trackers besides ``metrics.jsonl``, which is always written."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    project: Text = "imgrl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that defines a run; ``Recipe()`` is a complete one."""
+
+    run: Run = Run()
+    model: Model = Model()
+    data: Data = Data()
+    rewards: Annotated[Mapping[Text, float | RewardSpec], MinLen(1)] = field(
+        default_factory=lambda: {"shapes": 1.0}
+    )
+    """Reward name to its weight, or to its full description."""
+    scoring: Scoring = Scoring()
+    rollout: Rollout = Rollout()
+    batch: Batch = Batch()
+    advantage: Advantage = Advantage()
+    objective: CRD | NFT = CRD()
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+
+    @property
+    def reward_specs(self) -> dict[str, dict[str, Any]]:
+        """Every reward as ``{use, weight, args}``, with the short forms written out."""
+        full = {n: s if isinstance(s, RewardSpec) else RewardSpec(weight=s) for n, s in self.rewards.items()}
+        return {n: {"use": s.use or n, "weight": s.weight, "args": dict(s.args)} for n, s in full.items()}
+
+
+def as_dict(recipe: Any) -> dict[str, Any]:
+    """Return a recipe, or a part of it, as plain numbers, strings, lists and mappings.
+
+    An objective also gets its ``name``, so that the result reads back as the same object.
+    """
+    out: dict[str, Any] = {}
+    name = getattr(recipe, "name", None)
+    if isinstance(name, str):
+        out["name"] = name
+    for item in fields(recipe):
+        out[item.name] = _plain(getattr(recipe, item.name))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the recipe as YAML with every setting written out; `imgrl.config.resolve` reads it back."""
+    return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(recipe: Recipe) -> str:
+    """Return a digest of what must agree when a run is resumed.
+
+    Left out: where the run lies, when it stops, trackers and how often it saves. Those may change.
+    """
+    settings = as_dict(recipe)
+    for key in ("dir", "rounds", "minutes"):
+        del settings["run"][key]
+    for key in ("tracking", "checkpoint"):
+        del settings[key]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
