@@ -1,10 +1,10 @@
 """The rules of GenEval on detected boxes: official verdict, strict verdict, partial reward.
 
-Pure functions; detector and colour classifier are the caller's. Sources: Ghosh et al., GenEval (NeurIPS 2023) for the
-official rule; the training reward of Flow-GRPO and DiffusionNFT for the strict and partial ones.
+Pure functions; detector and colour classifier are the caller's. Sources: Ghosh et al., GenEval (NeurIPS 2023)
+for the official rule; the training reward of Flow-GRPO and DiffusionNFT for the strict and partial ones.
 
-One slip of that training reward is fixed here: a wrong relation counts 0 once (there: 0 and then 1 as well, so that
-"both objects found, wrong relation" earned 3/4 instead of 2/3).
+One slip of that training reward is fixed here: a wrong relation counts 0 once (there: 0 and then 1 as well,
+so that "both objects found, wrong relation" earned 3/4 instead of 2/3).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Box(NamedTuple):
 
 
 ColorLookup = Callable[[str, Sequence[Box]], Sequence[str]]
-"""``colors(class_name, boxes)`` returns one colour name a box; called only where a clause asks for a colour."""
+"""``colors(class_name, boxes)`` names one colour a box; called only where a clause asks for a colour."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +60,8 @@ class Rules:
     position_threshold: float = 0.1
     """Share of the two objects' summed sizes by which centres must differ before a relation holds."""
     clip: bool = False
-    """Clip each part of the partial score at 0, for a reward within [0, 1]; without it a surplus of objects can cost
-    more than is at stake."""
+    """Clip each part of the partial score at 0, for a reward within [0, 1]; without it a surplus of objects
+    can cost more than is at stake."""
 
 
 class Verdict(NamedTuple):
@@ -89,8 +89,8 @@ def judge(
     """Judge one image by its raw detections.
 
     Args:
-        metadata: GenEval row: ``tag``, ``include`` (clauses with ``class``, ``count`` and optionally ``color`` and
-            ``position = [relation, index of an earlier clause]``) and optionally ``exclude``.
+        metadata: GenEval row: ``tag``, ``include`` (clauses with ``class``, ``count`` and optionally
+            ``color`` and ``position = [relation, index of an earlier clause]``), optionally ``exclude``.
         detections: boxes of each class in the detector's order, unfiltered.
         colors: names the colours of boxes of a class.
         rules: thresholds.
@@ -121,8 +121,8 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         relation, target = clause.get("position") or (RELATIONS[0], 0)
         if relation not in RELATIONS or not 0 <= target < max(index, 1):
             raise ValueError(
-                f"include[{index}].position must be [one of {', '.join(RELATIONS)}; index of an earlier clause], "
-                f"got {clause['position']!r}."
+                f"include[{index}].position must be [one of {', '.join(RELATIONS)}; index of an earlier "
+                f"clause], got {clause['position']!r}."
             )
         if clause.get("position") and index == 0:
             raise ValueError("include[0] cannot have a `position`: its target must be an earlier clause.")
@@ -179,8 +179,8 @@ def _area(box: Box) -> float:
 def relative_position(a: Box, b: Box, *, threshold: float = 0.1) -> frozenset[str]:
     """Return the relations of ``a`` to ``b``: none, one, or two of ``RELATIONS``.
 
-    The offset of the centres is shrunk towards 0 by ``threshold * (size a + size b)`` on each axis and divided by the
-    length of the unshrunk offset; a component beyond one half names a relation.
+    The offset of the centres is shrunk towards 0 by ``threshold * (size a + size b)`` on each axis and
+    divided by the length of the unshrunk offset; a component beyond one half names a relation.
     """
     offset_x = (a.x1 + a.x2 - b.x1 - b.x2) / 2
     offset_y = (a.y1 + a.y2 - b.y1 - b.y2) / 2
@@ -234,9 +234,9 @@ def partial_score(
 ) -> tuple[float, bool, str]:
     """Return partial credit, the strict verdict, and the causes of a negative one.
 
-    Each clause gives ``1 - |found - count| / count``; one 0 more where the count is wrong and a colour or relation was
-    asked for; otherwise one part for the colour and, where that is right, one for the relation. The score is the mean
-    of the parts. ``exclude`` plays no role: the exact count covers it.
+    Each clause gives ``1 - |found - count| / count``; one 0 more where the count is wrong and a colour or
+    relation was asked for; otherwise one part for the colour and, where that is right, one for the relation.
+    The score is the mean of the parts. ``exclude`` plays no role: the exact count covers it.
     """
     parts: list[float] = []
     reasons: list[str] = []
@@ -270,9 +270,9 @@ def _wrong_color(clause: Mapping[str, Any], boxes: Sequence[Box], colors: ColorL
     right, count = named.count(wanted), clause["count"]
     if right == count or (right > count and not exact):
         return ""
-    others = ", ".join(sorted({color for color in named if color != wanted}))
+    others = ", ".join(sorted({color for color in named if color != wanted})) or "no others"
     sign = "==" if exact else ">="
-    return f"expected {wanted} {clause['class']}{sign}{count}, found {right} {wanted} and {others or 'no others'}"
+    return f"expected {wanted} {clause['class']}{sign}{count}, found {right} {wanted} and {others}"
 
 
 def _wrong_position(
@@ -286,5 +286,6 @@ def _wrong_position(
         for target in targets:
             found = relative_position(box, target, threshold=threshold)
             if relation not in found:
-                return f"expected {clause['class']} {relation} target, found {' and '.join(sorted(found)) or 'neither'}"
+                seen = " and ".join(sorted(found)) or "neither"
+                return f"expected {clause['class']} {relation} target, found {seen}"
     return ""

@@ -1,0 +1,268 @@
+"""Several weighted rewards together: raw values kept, failures masked and counted, never made zeros."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imgrl.errors import RewardError
+from imgrl.rewards.base import Reward, column_names
+from imgrl.rewards.calling import Failure, Patience
+from imgrl.rewards.resolve import make
+from imgrl.types import Prompt, Scores
+
+__all__ = ["RewardSet", "RewardSpec"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    """One reward as a recipe writes it."""
+
+    use: str | Callable[..., Any]
+    """A callable, a built-in name, ``package.module:attribute`` or ``folder/file.py:attribute``."""
+    weight: float = 1.0
+    """Factor in the combined reward; 0 only records it."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """A class is constructed with them, a function bound with them."""
+    batch: int | None = None
+    """Images in one call, None for all; a failing call masks its own images only. Groupwise rewards ignore
+    it."""
+    timeout: float | None = 600.0
+    """Seconds a call may take; None waits for ever."""
+    retries: int = 2
+    """Further attempts after a call that raised or timed out."""
+    backoff: float = 1.0
+    """Seconds before the first further attempt; doubles each time."""
+
+    def __post_init__(self) -> None:
+        """Refuse a weight or batch that cannot be meant."""
+        if not math.isfinite(self.weight):
+            raise ValueError(f"weight must be finite, got {self.weight}.")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch must be at least 1 or None, got {self.batch}.")
+
+    def build(self, name: str) -> Reward:
+        """Make the reward that this describes.
+
+        Raises:
+            RewardError: if it cannot be found or constructed.
+        """
+        patience = Patience(timeout=self.timeout, retries=self.retries, backoff=self.backoff)
+        function = make(self.use, self.args, name=name)
+        bound = self.args if hasattr(function, "func") else ()
+        return Reward(name, function, bound=bound, patience=patience)
+
+
+class RewardSet:
+    """Named rewards with weights, called together.
+
+    Args:
+        specs: each reward's name and description.
+        failure_budget: share of the images of one ``score`` that may fail before the run stops.
+    """
+
+    def __init__(self, specs: Mapping[str, RewardSpec], *, failure_budget: float = 0.25) -> None:
+        if not specs:
+            raise RewardError("At least one reward is needed, got none.")
+        if all(spec.weight == 0 for spec in specs.values()):
+            raise RewardError("Every reward has weight 0, so nothing trains; give one a weight.")
+        if not 0 <= failure_budget <= 1:
+            raise ValueError(f"failure_budget is a share between 0 and 1, got {failure_budget}.")
+        self.specs = dict(specs)
+        self.failure_budget = failure_budget
+        self.rewards = {name: spec.build(name) for name, spec in specs.items()}
+        self._columns: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_specs(cls, specs: Mapping[str, Any], *, failure_budget: float = 0.25) -> RewardSet:
+        """Build from what a recipe or a caller writes: name to weight, callable, text or settings.
+
+        Example:
+            ``RewardSet.from_specs({"ocr": 1.0, "bright": {"use": "my.py:brightness", "weight": 0.2}})``
+        """
+        return cls({name: _spec(name, given) for name, given in specs.items()}, failure_budget=failure_budget)
+
+    def check(self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64) -> None:
+        """Call every reward once on two flat images, before anything expensive starts.
+
+        Args:
+            prompts: the data set; fixes which columns rewards are given.
+            height: of the images to come, pixels.
+            width: of the images to come, pixels.
+
+        Raises:
+            RewardError: if a reward misses a column, raises, or breaks its contract.
+        """
+        self._columns = column_names(prompts)
+        images = torch.stack([torch.full((3, height, width), level) for level in (0.25, 0.75)])
+        for name, reward in self.rewards.items():
+            chosen = _telling(prompts, reward.required)
+            scores = reward(images, chosen, reward.passed_columns(self._columns))
+            if isinstance(scores, Failure):
+                raise RewardError(
+                    f"Reward {name!r} failed on a probe of two flat images ({scores})."
+                ) from scores
+
+    def score(
+        self,
+        images: Tensor,
+        prompts: Sequence[Prompt],
+        *,
+        group: Tensor | None = None,
+        group_size: int | None = None,
+    ) -> Scores:
+        """Score n images by every reward.
+
+        Args:
+            images: float [n, 3, H, W] in [0, 1].
+            prompts: one an image.
+            group: int [n], which images belong together; groupwise rewards need it.
+            group_size: size of a whole group, to refuse part of one handed to a groupwise reward.
+
+        Returns:
+            The raw values, their weighted sum over the rewards that apply, and the mask of usable images: no
+            reward with a weight failed on them, and at least one applies.
+
+        Raises:
+            RewardError: for a broken contract, failures beyond the budget, or if no reward applies to any
+            image.
+        """
+        _check_images(images, prompts)
+        columns = self._columns | column_names(prompts)
+        count = len(prompts)
+        total, applies = torch.zeros(count), torch.zeros(count, dtype=torch.bool)
+        failed = torch.zeros(count, dtype=torch.bool)
+        values: dict[str, Tensor] = {}
+        failures: dict[str, int] = {}
+        last: Failure | None = None
+        for name, reward in self.rewards.items():
+            passed = reward.passed_columns(columns)
+            values[name] = torch.full((count,), math.nan)
+            missed = torch.zeros(count, dtype=torch.bool)
+            for rows in _calls(reward, self.specs[name].batch, count, group, group_size):
+                scores = reward(images[rows], [prompts[int(i)] for i in rows], passed)
+                if isinstance(scores, Failure):
+                    missed[rows], last = True, scores
+                else:
+                    values[name][rows] = scores
+            failures[name] = int(missed.sum())
+            self._check_budget(name, failures[name], count, last)
+            if weight := self.specs[name].weight:
+                here = ~values[name].isnan()
+                total += weight * values[name].nan_to_num(0.0)
+                applies |= here
+                failed |= missed
+        mask = applies & ~failed
+        if not mask.any() and not failed.any():
+            raise RewardError(
+                f"No reward with a weight applies to any of the {count} images; check the prompts."
+            )
+        return Scores(values=values, total=total.masked_fill(~mask, math.nan), mask=mask, failures=failures)
+
+    def _check_budget(self, name: str, missed: int, count: int, last: Failure | None) -> None:
+        if missed > self.failure_budget * count:
+            raise RewardError(
+                f"Reward {name!r} failed on {missed} of {count} images, more than the budget of "
+                f"{self.failure_budget:.0%}; the last failure was {last}."
+            ) from last
+
+    def learn(self, images: Tensor, prompts: Sequence[Prompt], **inputs: Any) -> dict[str, dict[str, float]]:
+        """Let every learning reward learn from the round's images; return their metrics by name.
+
+        Args:
+            images: float [n, 3, H, W] in [0, 1].
+            prompts: one an image.
+            **inputs: handed through to ``learn(images, prompts, **inputs)``.
+        """
+        texts = [prompt.text for prompt in prompts]
+        return {
+            name: dict(reward.target.learn(images, texts, **inputs) or {})
+            for name, reward in self.rewards.items()
+            if reward.learns
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the learning rewards by name; empty if none learns."""
+        return {name: reward.target.state_dict() for name, reward in self.rewards.items() if reward.learns}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the learning rewards.
+
+        Raises:
+            RewardError: if the state belongs to other rewards.
+        """
+        learning = {name for name, reward in self.rewards.items() if reward.learns}
+        if set(state) != learning:
+            raise RewardError(
+                f"The saved state is of the learning rewards {sorted(state)}, "
+                f"but this run has {sorted(learning)}."
+            )
+        for name in learning:
+            self.rewards[name].target.load_state_dict(state[name])
+
+
+def _spec(name: str, given: Any) -> RewardSpec:
+    if isinstance(given, RewardSpec):
+        return given
+    if isinstance(given, bool) or given is None:
+        raise RewardError(
+            f"Reward {name!r} must be a weight, a callable, a text or a table of settings, got {given!r}."
+        )
+    if isinstance(given, int | float):
+        return RewardSpec(use=name, weight=float(given))
+    if isinstance(given, Mapping):
+        known = [entry.name for entry in fields(RewardSpec)]
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise RewardError(f"Reward {name!r} has no setting {key!r}{hint}; it has {', '.join(known)}.")
+        return RewardSpec(**{"use": name, **given})
+    return RewardSpec(use=given)
+
+
+def _telling(prompts: Sequence[Prompt], wanted: Iterable[str]) -> list[Prompt]:
+    """Two prompts to probe with, having the wanted columns if any do."""
+    if not prompts:
+        raise RewardError("Rewards cannot be checked without a prompt.")
+    wanted = set(wanted)
+    best = [prompt for prompt in prompts if wanted <= prompt.columns.keys()] or list(prompts)
+    return [best[0], best[0]]
+
+
+def _check_images(images: Tensor, prompts: Sequence[Prompt]) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or not len(images):
+        raise RewardError(f"Images must be float [n, 3, H, W], got {images.dtype} {tuple(images.shape)}.")
+    if len(images) != len(prompts):
+        raise RewardError(
+            f"Each image needs its prompt, got {len(images)} images and {len(prompts)} prompts."
+        )
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):  # also catches NaN
+        raise RewardError(f"Images must lie in [0, 1] and be finite, got values from {low:g} to {high:g}.")
+
+
+def _calls(
+    reward: Reward, batch: int | None, count: int, group: Tensor | None, group_size: int | None
+) -> Iterable[Tensor]:
+    """Row numbers of each call: whole groups for a groupwise reward, else slices of ``batch``."""
+    if not reward.groupwise:
+        return torch.arange(count).split(batch or count)
+    if group is None or group.shape != (count,):
+        raise RewardError(
+            f"Reward {reward.name!r} is groupwise and needs the group number of each of {count} images."
+        )
+    rows = [torch.nonzero(group == number).flatten() for number in group.unique()]
+    for members in rows:
+        if group_size is not None and len(members) != group_size:
+            raise RewardError(
+                f"Reward {reward.name!r} is groupwise, but only {len(members)} of a group's {group_size} "
+                "images are here; choose a batch geometry that keeps groups whole."
+            )
+    return rows
