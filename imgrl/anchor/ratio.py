@@ -1,0 +1,176 @@
+"""Log-ratios, their diffusion stand-in, and centring inside a prompt's group.
+
+Centring removes whatever depends on the prompt alone, the partition function first of all, so it must be done
+over whole groups: ``group`` is an integer per row, and ``gather`` makes the statistics exact when the rows of
+a group live on several processes. On one process ``gather`` is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from imgrl.flow.conventions import full_precision, mean_dims, require_same_shape
+
+__all__ = [
+    "Gather",
+    "anchored_softmax",
+    "center",
+    "centered_match",
+    "denoising_gain",
+    "group_mean",
+    "group_softmax",
+    "identity",
+    "log_ratio",
+]
+
+Gather = Callable[[Tensor], Tensor]
+"""Concatenates the detached rows of every process along the first axis, in the same order on each."""
+
+
+def identity(rows: Tensor) -> Tensor:
+    """The gather of a single process."""
+    return rows
+
+
+def denoising_gain(
+    v: Float[Tensor, " n *d"],
+    v_old: Float[Tensor, " n *d"],
+    target: Float[Tensor, " n *d"],
+    *,
+    adaptive: bool = True,
+    floor: float = 1e-5,
+) -> Float[Tensor, " n"]:
+    """How much better than the old copy the policy denoises each sample: CRD's implicit reward R.
+
+    ``R = -(mean_d (v - target)^2 / w - mean_d (v_old - target)^2 / w_old)`` at one shared noise level and
+    noise; it stands in for ``log p / p_old``. ``w`` is 1, or with ``adaptive`` the mean absolute error
+    without gradient, at least ``floor``, which makes R comparable across noise levels. Computed in float32 or
+    better: R is a small difference of large numbers.
+    """
+    require_same_shape(v=v, v_old=v_old, target=target)
+    target = full_precision(target).detach()
+    return _error(full_precision(v_old).detach() - target, adaptive, floor) - _error(
+        full_precision(v) - target, adaptive, floor
+    )
+
+
+def _error(error: Tensor, adaptive: bool, floor: float) -> Tensor:
+    squared = mean_dims(error**2)
+    return squared / mean_dims(error.detach().abs()).clamp(min=floor) if adaptive else squared
+
+
+def log_ratio(
+    log_prob: Float[Tensor, " n t"],
+    log_prob_anchor: Float[Tensor, " n t"],
+    *,
+    mask: Float[Tensor, " n t"],
+    level: Literal["token", "sequence", "mean"] = "sequence",
+) -> Tensor:
+    """``log policy - log anchor`` of realised tokens: ``[n, t]`` by token, or ``[n]`` summed or averaged."""
+    require_same_shape(log_prob=log_prob, log_prob_anchor=log_prob_anchor, mask=mask)
+    ratio = (log_prob - log_prob_anchor.detach()) * mask
+    if level == "token":
+        return ratio
+    if level == "sequence":
+        return ratio.sum(-1)
+    if level == "mean":
+        return ratio.sum(-1) / mask.sum(-1).clamp(min=1)
+    raise ValueError(f"Unknown level {level!r}; choose 'token', 'sequence' or 'mean'.")
+
+
+def group_mean(
+    x: Float[Tensor, " n"],
+    group: Int[Tensor, " n"],
+    *,
+    weights: Float[Tensor, " n"] | None = None,
+    gather: Gather = identity,
+) -> Float[Tensor, " n"]:
+    """Each row's group mean, without gradient; ``weights`` must sum to 1 inside each group."""
+    if not len(x) == len(group) == (len(group) if weights is None else len(weights)):
+        raise ValueError(
+            f"Expected one group number per row, got {len(x)} rows and {len(group)} group numbers."
+        )
+    every, index, rows = _members(group, gather)
+    if weights is None:
+        counts = torch.bincount(index, minlength=len(every)).to(x.dtype)
+        total = x.new_zeros(len(every)).index_add(0, index, gather(x.detach()))
+        return (total / counts)[rows]
+    return x.new_zeros(len(every)).index_add(0, index, gather((weights * x).detach()))[rows]
+
+
+def _members(group: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
+    """Group numbers everywhere, the position of each gathered row among them, and of each local row."""
+    every, index = torch.unique(gather(group), return_inverse=True)
+    return every, index, torch.searchsorted(every, group)
+
+
+def center(
+    x: Float[Tensor, " n"],
+    group: Int[Tensor, " n"],
+    *,
+    weights: Float[Tensor, " n"] | None = None,
+    gather: Gather = identity,
+) -> Float[Tensor, " n"]:
+    """``x`` minus its group mean; the mean is a constant to the gradient."""
+    return x - group_mean(x, group, weights=weights, gather=gather)
+
+
+def group_softmax(
+    x: Float[Tensor, " n"], group: Int[Tensor, " n"], *, temperature: float, gather: Gather = identity
+) -> Float[Tensor, " n"]:
+    """Softmax of ``x / temperature`` inside each group, without gradient: weights that sum to 1 per group."""
+    every, index, rows = _members(group, gather)
+    scaled = x.detach() / temperature
+    top = scaled.new_full((len(every),), -torch.inf).scatter_reduce(0, index, gather(scaled), "amax")
+    raised = (scaled - top[rows]).exp()
+    return raised / scaled.new_zeros(len(every)).index_add(0, index, gather(raised))[rows]
+
+
+def anchored_softmax(log_ratios: Float[Tensor, " b g"], *, temperature: float) -> Float[Tensor, " b g"]:
+    """Log-probabilities of a group's candidates under ``softmax(log_ratio / temperature)`` (ADPO)."""
+    return (log_ratios / temperature).log_softmax(-1)
+
+
+def centered_match(
+    ratio: Float[Tensor, " n"],
+    target: Float[Tensor, " n"],
+    group: Int[Tensor, " n"],
+    *,
+    beta: float,
+    kind: Literal["mse", "bce"] = "mse",
+    temperature: float | None = None,
+    gather: Gather = identity,
+) -> Float[Tensor, " n"]:
+    """CRD's regression: the centred, scaled log-ratio onto the centred target, per sample.
+
+    ``mse`` is ``(beta ratio~ - target~)^2``; ``bce`` the logistic loss of ``beta ratio~`` against
+    ``sigmoid(target~)``. With a ``temperature`` the loss is the average of two, whose baselines lean towards
+    the best and the worst of the group (softmax of plus and minus the target); None is the plain mean.
+    """
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"Expected temperature > 0, or None for the plain group mean, got {temperature}.")
+    if kind not in ("mse", "bce"):
+        raise ValueError(f"Unknown regression {kind!r}; choose 'mse' or 'bce'.")
+    require_same_shape(ratio=ratio, target=target, group=group)
+    target = target.detach().to(ratio.dtype)
+    if temperature is None:
+        baselines: list[Tensor | None] = [None]
+    else:
+        baselines = [
+            group_softmax(s * target, group, temperature=temperature, gather=gather) for s in (1, -1)
+        ]
+    losses = []
+    for weights in baselines:
+        gain = beta * center(ratio, group, weights=weights, gather=gather)
+        aim = center(target, group, weights=weights, gather=gather)
+        if kind == "mse":
+            losses.append((gain - aim) ** 2)
+        else:
+            losses.append(F.binary_cross_entropy_with_logits(gain, aim.sigmoid(), reduction="none"))
+    return torch.stack(losses).mean(0)

@@ -1,0 +1,4 @@
+"""Training objectives: pure functions of tensors, each with the frozen dataclass that is its config."""
+
+from imgrl.objectives.image import CRD as CRD
+from imgrl.objectives.image import NFT as NFT

@@ -1,0 +1,101 @@
+"""What every image objective receives, returns and declares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from imgrl.anchor import Schedule, VelocityAnchor, identity
+from imgrl.anchor.ratio import Gather
+from imgrl.flow import TimeSampler
+from imgrl.flow.conventions import require_same_shape
+from imgrl.types import Noised
+
+__all__ = ["Batch", "LossOutput", "Objective", "require_old"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Whole groups (over all processes) at noised points; all velocities saw the same point and prompt."""
+
+    current: Float[Tensor, " n *d"]
+    """Velocity of the trained weights; the only one with a gradient."""
+    old: Float[Tensor, " n *d"] | None = None
+    """Velocity of the lagging copy, taken before the round's first optimiser step."""
+    anchor: Float[Tensor, " n *d"] | None = None
+    """Velocity of the frozen model at the anchor's guidance; None where the anchor's weight is 0."""
+    noised: Noised
+    """The point: clean, noise, sigma, noisy, target."""
+    advantage: Float[Tensor, " n"]
+    """Reward relative to its group, in standard deviations, not yet clipped."""
+    raw: Float[Tensor, " n"]
+    """Combined raw reward."""
+    group: Int[Tensor, " n"]
+    """Images with the same number share a prompt and a noise level."""
+
+    def __post_init__(self) -> None:
+        """Refuse rows that do not belong together."""
+        require_same_shape(current=self.current, target=self.noised.target)
+        require_same_shape(
+            advantage=self.advantage,
+            raw=self.raw,
+            group=self.group,
+            sigma=self.noised.sigma,
+            rows=self.current[:, 0].flatten(1)[:, 0],
+        )
+
+
+class LossOutput(NamedTuple):
+    """Per-sample loss, with its parts for the log."""
+
+    loss: Tensor
+    """[n]; the caller takes the mean."""
+    metrics: dict[str, Tensor]
+    """Name -> [n], detached; the caller takes means over samples and updates."""
+
+
+class Objective(Protocol):
+    """An algorithm: a per-sample loss and the declarations the training loop acts on."""
+
+    name: str
+    uses_old: bool
+    """Whether the loss needs the old copy's velocity."""
+
+    @property
+    def times(self) -> TimeSampler:
+        """Noise levels to train on."""
+        ...
+
+    @property
+    def anchor(self) -> VelocityAnchor:
+        """The pull towards the pretrained model."""
+        ...
+
+    @property
+    def old(self) -> Schedule:
+        """Decay of the old copy by optimiser step."""
+        ...
+
+    @property
+    def sampling(self) -> Schedule | None:
+        """Decay of the copy that makes the images; None means the old copy makes them."""
+        ...
+
+    @property
+    def advantage_clip(self) -> float:
+        """Advantages beyond this many standard deviations count as this many."""
+        ...
+
+    def loss(self, batch: Batch, *, gather: Gather = identity) -> LossOutput:
+        """Policy term plus anchor term of each sample."""
+        ...
+
+
+def require_old(batch: Batch, name: str) -> Tensor:
+    """The old copy's velocity; ValueError if the batch lacks it."""
+    if batch.old is None:
+        raise ValueError(f"Expected Batch.old, the old copy's velocity, for objective {name!r}, got None.")
+    return batch.old
