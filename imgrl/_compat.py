@@ -4,22 +4,49 @@ The torchvision wheel on PyPI is built against CUDA. Beside a CPU torch its C++ 
 swallowed, and the import then dies on ``operator torchvision::nms does not exist``; timm, easyocr, open_clip, peft,
 transformers and diffusers die with it. Declaring the two operators that torchvision registers fake kernels for is
 enough for transforms and models to work. Where torchvision's own library loads, nothing is done.
+
+``import imgrl`` only leaves a watch for the first look at torchvision, so that it need not import torch itself.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import torch
+__all__ = ["repair_torchvision", "watch_for_torchvision"]
 
-_library: torch.library.Library | None = None  # must stay alive: the definitions go with it
+_library: Any = None  # the torch.library.Library must stay alive: the definitions go with it
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+
+
+class _Watch(MetaPathFinder):
+    """Finds nothing; repairs torchvision just before the finders after it are asked for it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Act on the first question for torchvision, then step out of the way."""
+        del path, target
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            repair_torchvision()
+        return None
+
+
+def watch_for_torchvision() -> None:
+    """Repair torchvision when something first looks for it."""
+    if "torchvision" not in sys.modules and not any(isinstance(finder, _Watch) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Watch())
 
 
 def repair_torchvision() -> bool:
@@ -32,6 +59,8 @@ def repair_torchvision() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
+    import torch
+
     binary = next(Path(spec.origin).parent.glob("_C*.so"), None)
     if binary is not None and _loads(binary):
         return False
@@ -42,6 +71,8 @@ def repair_torchvision() -> bool:
 
 
 def _loads(binary: Path) -> bool:
+    import torch
+
     try:
         torch.ops.load_library(binary)
     except OSError:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from imgrl.objectives.image import CRD, NFT
 from imgrl.policies.lora import LoraSpec
-from imgrl.rewards.calling import Patience
+from imgrl.rewards import RewardSpec
 
 __all__ = [
     "Advantage",
@@ -31,7 +31,6 @@ __all__ = [
     "Model",
     "NFT",
     "Optimizer",
-    "Patience",
     "Recipe",
     "RewardSpec",
     "Rollout",
@@ -48,6 +47,7 @@ NonNegative = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
+Share = Annotated[float, Ge(0), Le(1)]
 Text = Annotated[str, MinLen(1)]
 
 
@@ -73,17 +73,19 @@ class Model:
     """A diffusers pipeline folder (SD3 or Flux), a hub name, or a bundled model."""
     train: Literal["lora", "full"] = "lora"
     lora: LoraSpec = LoraSpec()
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of the network's arithmetic; trained weights and losses stay float32."""
     height: Positive | None = None
     """Image height in pixels; None takes the model's own size."""
     width: Positive | None = None
-    max_sequence_length: Positive | None = None
-    """Tokens of the T5 encoder; None takes the family's default."""
+    distilled_guidance: NonNegativeFloat | None = None
+    """Flux.1-dev's embedded guidance; None takes 3.5."""
+    max_sequence_length: NonNegative | None = None
+    """Tokens of the T5 encoder; None takes the stock pipeline's number."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile each transformer block."""
-    text_cache: Text | None = None
+    embedding_folder: Text | None = None
     """Folder that keeps text embeddings between runs."""
 
 
@@ -96,24 +98,11 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSpec:
-    """One reward and its part in the total."""
-
-    use: Text | None = None
-    """``zoo-name``, ``package.module:attribute`` or ``path/file.py:attribute``; None is the key itself."""
-    weight: float = 1.0
-    args: Mapping[str, Any] = field(default_factory=dict)
-    """Bound to a function, or given to a class when it is made."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What happens when a reward fails: ask again, then leave the image out, then stop."""
+    """What the rewards of a recipe share."""
 
-    patience: Patience = Patience()
-    """Deadline of a call and how often to ask again."""
-    max_failed: Fraction = 0.1
-    """The run stops when more than this fraction of a round's images could not be scored."""
+    failure_budget: Share = 0.25
+    """The run stops when a reward fails, after its retries, on more than this share of a round's images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +206,10 @@ class Recipe:
     run: Run = Run()
     model: Model = Model()
     data: Data = Data()
-    rewards: Annotated[Mapping[Text, float | RewardSpec], MinLen(1)] = field(
+    rewards: Annotated[Mapping[Text, float | Text | RewardSpec], MinLen(1)] = field(
         default_factory=lambda: {"shapes": 1.0}
     )
-    """Reward name to its weight, or to its full description."""
+    """Reward name to its weight, to where it is (weight 1), or to its full description."""
     scoring: Scoring = Scoring()
     rollout: Rollout = Rollout()
     batch: Batch = Batch()
@@ -230,12 +219,6 @@ class Recipe:
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
-
-    @property
-    def reward_specs(self) -> dict[str, dict[str, Any]]:
-        """Every reward as ``{use, weight, args}``, with the short forms written out."""
-        full = {n: s if isinstance(s, RewardSpec) else RewardSpec(weight=s) for n, s in self.rewards.items()}
-        return {n: {"use": s.use or n, "weight": s.weight, "args": dict(s.args)} for n, s in full.items()}
 
 
 def as_dict(recipe: Any) -> dict[str, Any]:
@@ -259,6 +242,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
+    if callable(value):  # a reward given in Python; YAML can only say where it was defined
+        return f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
     return value
 
 

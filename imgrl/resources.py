@@ -6,7 +6,7 @@ from pathlib import Path
 
 from imgrl.errors import ConfigError
 
-__all__ = ["asset", "recipe_names", "recipe_path", "resource_root"]
+__all__ = ["asset", "model_path", "recipe_names", "recipe_path", "resource_root"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -64,3 +64,13 @@ def recipe_path(name: str | Path) -> Path:
         f"recipe {str(name)!r} is neither a file nor a bundled recipe; "
         f"bundled are: {', '.join(recipe_names())}"
     )
+
+
+def model_path(name: str | Path) -> Path | str:
+    """Return the folder of a model: as given if it is one, the bundled one of that name, else the name (a hub's)."""
+    if Path(name).is_dir():
+        return Path(name)
+    root = resource_root("assets")
+    if "/" not in str(name) and (root / name / "model_index.json").is_file():
+        return root / name
+    return name

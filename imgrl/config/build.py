@@ -74,6 +74,8 @@ def _dataclass(cls: type[T], node: Node, path: str, base: Any = None) -> T:
         if key not in hints:
             raise ConfigError(f"unknown key {_join(path, key)!r} ({entry.where}){nearest(key, hints)}")
     base = base if type(base) is cls else None
+    for key in _required(cls) - given.keys():
+        raise ConfigError(f"{path or 'the recipe'} needs the key {key!r} ({node.where})")
     defaults = _defaults(cls) if base is None else {key: getattr(base, key) for key in hints}
     values = {k: _value(hints[k], entry, _join(path, k), defaults.get(k)) for k, entry in given.items()}
     try:
@@ -172,3 +174,7 @@ def _defaults(cls: type) -> dict[str, Any]:
         if f.default_factory is not dataclasses.MISSING
     }
     return made | {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+
+
+def _required(cls: type) -> set[str]:
+    return set(_hints(cls)) - set(_defaults(cls))
