@@ -1,13 +1,7 @@
-"""Log-ratios, their diffusion stand-in, and centring inside a prompt's group.
-
-Centring removes whatever depends on the prompt alone, the partition function first of all, so it must be done
-over whole groups: ``group`` is an integer per row, and ``gather`` makes the statistics exact when the rows of
-a group live on several processes. On one process ``gather`` is the identity.
-"""
+"""Log-ratios, their diffusion stand-in, and the regression of a centred ratio onto a centred reward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,27 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from imgrl.anchor.centering import Gather, center, group_softmax, identity
 from imgrl.flow.conventions import full_precision, mean_dims, require_same_shape
 
-__all__ = [
-    "Gather",
-    "anchored_softmax",
-    "center",
-    "centered_match",
-    "denoising_gain",
-    "group_mean",
-    "group_softmax",
-    "identity",
-    "log_ratio",
-]
-
-Gather = Callable[[Tensor], Tensor]
-"""Concatenates the detached rows of every process along the first axis, in the same order on each."""
-
-
-def identity(rows: Tensor) -> Tensor:
-    """The gather of a single process."""
-    return rows
+__all__ = ["anchored_softmax", "centered_match", "denoising_gain", "log_ratio"]
 
 
 def denoising_gain(
@@ -82,54 +59,6 @@ def log_ratio(
     if level == "mean":
         return ratio.sum(-1) / mask.sum(-1).clamp(min=1)
     raise ValueError(f"Unknown level {level!r}; choose 'token', 'sequence' or 'mean'.")
-
-
-def group_mean(
-    x: Float[Tensor, " n"],
-    group: Int[Tensor, " n"],
-    *,
-    weights: Float[Tensor, " n"] | None = None,
-    gather: Gather = identity,
-) -> Float[Tensor, " n"]:
-    """Each row's group mean, without gradient; ``weights`` must sum to 1 inside each group."""
-    if not len(x) == len(group) == (len(group) if weights is None else len(weights)):
-        raise ValueError(
-            f"Expected one group number per row, got {len(x)} rows and {len(group)} group numbers."
-        )
-    every, index, rows = _members(group, gather)
-    if weights is None:
-        counts = torch.bincount(index, minlength=len(every)).to(x.dtype)
-        total = x.new_zeros(len(every)).index_add(0, index, gather(x.detach()))
-        return (total / counts)[rows]
-    return x.new_zeros(len(every)).index_add(0, index, gather((weights * x).detach()))[rows]
-
-
-def _members(group: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
-    """Group numbers everywhere, the position of each gathered row among them, and of each local row."""
-    every, index = torch.unique(gather(group), return_inverse=True)
-    return every, index, torch.searchsorted(every, group)
-
-
-def center(
-    x: Float[Tensor, " n"],
-    group: Int[Tensor, " n"],
-    *,
-    weights: Float[Tensor, " n"] | None = None,
-    gather: Gather = identity,
-) -> Float[Tensor, " n"]:
-    """``x`` minus its group mean; the mean is a constant to the gradient."""
-    return x - group_mean(x, group, weights=weights, gather=gather)
-
-
-def group_softmax(
-    x: Float[Tensor, " n"], group: Int[Tensor, " n"], *, temperature: float, gather: Gather = identity
-) -> Float[Tensor, " n"]:
-    """Softmax of ``x / temperature`` inside each group, without gradient: weights that sum to 1 per group."""
-    every, index, rows = _members(group, gather)
-    scaled = x.detach() / temperature
-    top = scaled.new_full((len(every),), -torch.inf).scatter_reduce(0, index, gather(scaled), "amax")
-    raised = (scaled - top[rows]).exp()
-    return raised / scaled.new_zeros(len(every)).index_add(0, index, gather(raised))[rows]
 
 
 def anchored_softmax(log_ratios: Float[Tensor, " b g"], *, temperature: float) -> Float[Tensor, " b g"]:

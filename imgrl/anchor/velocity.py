@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from imgrl.anchor.centering import Gather, identity
 from imgrl.anchor.divergence import velocity_gap
-from imgrl.anchor.ratio import Gather, identity
 from imgrl.anchor.schedule import adaptive_weight
 
 __all__ = ["VelocityAnchor"]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from imgrl.anchor import Schedule, VelocityAnchor, identity
-from imgrl.anchor.ratio import Gather
+from imgrl.anchor.centering import Gather
 from imgrl.flow import TimeSampler
 from imgrl.flow.conventions import require_same_shape
 from imgrl.types import Noised

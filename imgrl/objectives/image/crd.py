@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from imgrl.anchor import Ramp, Schedule, VelocityAnchor, center, centered_match, denoising_gain, identity
-from imgrl.anchor.ratio import Gather
+from imgrl.anchor.centering import Gather
 from imgrl.anchor.schedule import GENEVAL_OLD
 from imgrl.flow import TimeSampler
 from imgrl.objectives.image.base import Batch, LossOutput, require_old

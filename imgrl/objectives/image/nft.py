@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.anchor import Schedule, VelocityAnchor, identity, velocity_gap
-from imgrl.anchor.ratio import Gather
+from imgrl.anchor.centering import Gather
 from imgrl.anchor.schedule import PRESETS
 from imgrl.flow import TimeSampler
 from imgrl.flow.conventions import full_precision, mean_dims, per_sample, require_same_shape
