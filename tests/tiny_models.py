@@ -16,7 +16,7 @@ _spec.loader.exec_module(flux)
 
 
 def build_sd3(*, t5: bool = False, shift: float = 3.0, qk_norm: str | None = None, seed: int = 0) -> Any:
-    """A tiny StableDiffusion3Pipeline: two blocks of width 32, 16 latent channels, 8x VAE, 64 px default size."""
+    """A tiny StableDiffusion3Pipeline: two blocks of width 32, 16 latent channels, 8x VAE, 64 px."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection

@@ -1,7 +1,8 @@
 """Named weights: several versions of one network that share its frozen parameters.
 
-``current`` is trained; copies such as ``old``, ``sampling`` or ``ema`` stay behind it; ``frozen`` is the pretrained
-network. One mechanism, ``with weights.use(name):``, replaces separate reference, EMA and old-policy models.
+``current`` is trained; copies such as ``old``, ``sampling`` or ``ema`` stay behind it; ``frozen`` is the
+pretrained network. One mechanism, ``with weights.use(name):``, replaces separate reference, EMA and
+old-policy models.
 """
 
 from __future__ import annotations
@@ -113,14 +114,14 @@ class NamedWeights(ABC):
             raise ModelError(
                 f"The weights to load do not fit '{name}': {len(missing)} tensors are missing (first: "
                 f"{missing[0] if missing else '-'}) and {len(extra)} are not known here (first: "
-                f"{extra[0] if extra else '-'}); use the same training mode and LoRA targets as when they were saved."
+                f"{extra[0] if extra else '-'}); use the training mode and LoRA targets they were saved with."
             )
         wrong = [path for path, tensor in own.items() if tensor.shape != state[path].shape]
         if wrong:
             path = wrong[0]
             raise ModelError(
-                f"The weights to load do not fit '{name}': {path} has shape {list(state[path].shape)} in the file and "
-                f"{list(own[path].shape)} here; use the same base model and LoRA rank as when they were saved."
+                f"The weights to load do not fit '{name}': {path} has shape {list(state[path].shape)} in "
+                f"the file and {list(own[path].shape)} here; use the base model and LoRA rank of the file."
             )
         for path, tensor in own.items():
             tensor.copy_(state[path])
@@ -144,7 +145,7 @@ class NamedWeights(ABC):
 
 
 class FullWeights(NamedWeights):
-    """Full fine-tuning: every parameter trains, and each name owns a whole set of tensors swapped into the network.
+    """Full fine-tuning: every parameter trains, and each name owns a whole set of tensors, swapped in.
 
     Each copy, ``frozen`` included, costs the memory of the network: name only those that are needed.
     """

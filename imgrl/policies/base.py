@@ -1,13 +1,13 @@
 """The face every text-to-image model shows to the rest of imgrl.
 
-One convention: sigma 1 is noise and 0 is data, velocity = noise - data, latents are unpacked float32 [n, C, h, w].
+One convention: sigma 1 is noise and 0 is data, velocity = noise - data, latents are unpacked float32
+[n, C, h, w].
 A family (SD3, Flux) supplies the few methods at the end of :class:`Policy`; everything else is common.
 """
 
 from __future__ import annotations
 
-import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +19,7 @@ from imgrl import flow
 from imgrl.errors import ConfigError
 from imgrl.policies.adapters import NamedWeights
 from imgrl.policies.embeddings import EmbeddingTable, encoder_revision, select
+from imgrl.policies.geometry import Geometry
 from imgrl.policies.stock import open_stock_pipeline
 from imgrl.types import Conditioning
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Policy"]
 
 
-class Policy(ABC):
+class Policy(Geometry):
     """A text-to-image flow model: encode, initial_noise, velocity, sample, decode, export.
 
     Built by :func:`imgrl.policies.load_policy`. The encoders load on the first prompt that no cache knows.
@@ -98,58 +99,6 @@ class Policy(ABC):
             "length": str(self.max_sequence_length),
         }
 
-    # ------------------------------------------------------------- geometry
-
-    @property
-    def image_multiple(self) -> int:
-        """Height and width in pixels must be multiples of this."""
-        return self._vae_factor * self._patch
-
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of an image of ``height`` x ``width`` pixels (default: the model's own size)."""
-        height, width = height or self.default_size, width or self.default_size
-        if height % self.image_multiple or width % self.image_multiple:
-            raise ConfigError(
-                f"Height and width must be multiples of {self.image_multiple} pixels for this model, "
-                f"got {height} x {width}."
-            )
-        return self._channels, height // self._vae_factor, width // self._vae_factor
-
-    @property
-    def default_size(self) -> int:
-        """Height and width in pixels that the stock pipeline uses when none is given."""
-        return self._default_latent_size * self._vae_factor
-
-    @property
-    def shift(self) -> float:
-        """Time shift s of the scheduler at the default size: sigma = s u / (1 + (s - 1) u)."""
-        return self.shift_at(self.default_size, self.default_size)
-
-    def shift_at(self, height: int, width: int) -> float:
-        """Time shift at an image size; it depends on the size only where the scheduler shifts dynamically."""
-        if not self.scheduler.config.use_dynamic_shifting:
-            return float(self.scheduler.shift)
-        mu = torch.tensor(self._mu(*self.latent_shape(height, width)[1:]))
-        return float(mu.exp() if self.scheduler.config.time_shift_type == "exponential" else mu)
-
-    def sigmas(self, steps: int, height: int | None = None, width: int | None = None) -> Tensor:
-        """The stock pipeline's noise levels for ``steps`` steps: float32 [steps + 1] from 1 (or near) to 0."""
-        if steps < 1:
-            raise ConfigError(f"Sampling needs at least 1 step, got {steps}.")
-        _, h, w = self.latent_shape(height, width)
-        scheduler = copy.deepcopy(self.scheduler)
-        dynamic = {"mu": self._mu(h, w)} if scheduler.config.use_dynamic_shifting else {}
-        scheduler.set_timesteps(**self._grid(steps), **dynamic)
-        return scheduler.sigmas.to(self.device)
-
-    def _mu(self, h: int, w: int) -> float:
-        """Dynamic shift: linear in the number of image tokens (the scheduler's four numbers)."""
-        config = self.scheduler.config
-        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        base, top = config.get("base_shift", 0.5), config.get("max_shift", self._default_max_shift)
-        slope = (top - base) / (high - low)
-        return (h // self._patch) * (w // self._patch) * slope + (base - slope * low)
-
     # ------------------------------------------------------------- sampling
 
     def initial_noise(
@@ -202,7 +151,7 @@ class Policy(ABC):
             return unconditional + guidance * (conditional - unconditional)
 
     def predict(self, transformer: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """One forward of ``transformer`` (ours or another of the same family) in this policy's precision, float32."""
+        """One forward of ``transformer`` (any of this family) in this policy's precision, as float32."""
         # No autocast cache: a cast made without gradients must not be reused in a forward with them.
         lowered = torch.autocast(
             x.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False
@@ -262,7 +211,7 @@ class Policy(ABC):
 
     @torch.no_grad()
     def to_latents(self, images: Tensor, *, batch: int | None = None) -> Tensor:
-        """Clean latents of images [n, 3, H, W] in [0, 1] (mean of the VAE's posterior); inverse of :meth:`decode`."""
+        """Clean latents of images [n, 3, H, W] in [0, 1], the mean of the VAE's posterior."""
         scale, offset = self._vae_scale
         latents = []
         with torch.autocast(images.device.type, enabled=False):
@@ -282,23 +231,6 @@ class Policy(ABC):
 
     # ------------------------------------------------------ what a family is
 
-    _default_max_shift: ClassVar[float] = 1.15
-
-    @property
-    @abstractmethod
-    def _channels(self) -> int:
-        """Latent channels C."""
-
-    @property
-    @abstractmethod
-    def _patch(self) -> int:
-        """Side of the square of latent cells that makes one image token."""
-
-    @property
-    @abstractmethod
-    def _default_latent_size(self) -> int:
-        """Latent height and width of the stock pipeline's default image."""
-
     @abstractmethod
     def _encode_text(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
         """The stock pipeline's embeddings of one prompt, each [1, ...]."""
@@ -307,15 +239,7 @@ class Policy(ABC):
     def _forward(self, transformer: Any, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """The transformer's velocity [n, C, h, w]; sigma [n]."""
 
-    @abstractmethod
-    def _grid(self, steps: int) -> dict[str, Any]:
-        """Arguments with which the stock pipeline calls the scheduler's ``set_timesteps``."""
-
     # -------------------------------------------------------------- checks
-
-    @property
-    def _vae_factor(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def _vae_scale(self) -> tuple[float, float]:

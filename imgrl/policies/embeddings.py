@@ -24,7 +24,7 @@ _BLOCK, _BLOCKS = 64 << 10, 64
 def encoder_revision(folder: Path) -> str:
     """Fingerprint of the text encoders and tokenizers of a model folder.
 
-    Small files are hashed whole; of weight files above 64 MiB the size and 64 evenly spaced blocks are, which takes
+    Small files are hashed whole; of files above 64 MiB, the size and 64 evenly spaced blocks, which takes
     milliseconds and changes with any retraining.
     """
     digest = hashlib.sha256()
@@ -52,7 +52,7 @@ def select(cond: Conditioning, rows: Tensor | Sequence[int] | slice) -> Conditio
 
 
 class EmbeddingTable:
-    """Embeddings by prompt. Each prompt is encoded alone, so a row never depends on its neighbours in a batch.
+    """Embeddings by prompt. Each prompt is encoded alone, so a row never depends on its neighbours.
 
     Args:
         encode: maps one prompt to its tensors, without a batch axis.

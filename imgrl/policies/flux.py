@@ -16,8 +16,9 @@ __all__ = ["FluxPolicy"]
 class FluxPolicy(Policy):
     """Flux.1: 2 x 2 latent cells make a token, timestep sigma, guidance distilled into an embedding.
 
-    ``distilled_guidance`` is the number fed to that embedding in every forward (3.5 in the stock pipeline; schnell
-    has no such embedding). The ``guidance`` of :meth:`velocity` and :meth:`sample` is true classifier-free guidance.
+    ``distilled_guidance`` is the number fed to that embedding in every forward (3.5 in the stock pipeline;
+    schnell has no such embedding). The ``guidance`` of :meth:`velocity` and :meth:`sample` is true
+    classifier-free guidance.
     """
 
     family: ClassVar[str] = "flux"

@@ -16,6 +16,7 @@ from imgrl.policies.base import Policy
 from imgrl.policies.flux import FluxPolicy
 from imgrl.policies.lora import LoraSpec, LoraWeights, target_modules
 from imgrl.policies.sd3 import SD3Policy
+from imgrl.policies.stock import precision
 
 __all__ = ["inspect_folder", "load_policy"]
 
@@ -43,12 +44,12 @@ def load_policy(
 
     Args:
         path_or_name: a diffusers pipeline folder, or the name of one on the Hugging Face hub.
-        train: "lora" trains adapters over frozen weights, "full" every weight of the transformer, "none" nothing.
+        train: "lora" trains adapters over frozen weights, "full" the whole transformer, "none" nothing.
         lora: size and place of the adapters; None is the published setting.
-        names: copies to create beside "current", such as "old"; more can be made later with ``weights.add``.
-        dtype: precision of the transformer's forward and of the encoders. What trains is float32, as is the VAE.
+        names: copies to create beside "current", such as "old"; ``weights.add`` makes more later.
+        dtype: precision of the transformer's forward and of the encoders; trained tensors and VAE are float32.
         device: where everything runs.
-        max_sequence_length: T5 tokens, or SD3's zero tokens when it has no T5; None is the stock pipeline's number.
+        max_sequence_length: T5 tokens, or SD3's zero tokens when it has no T5; None is the stock number.
         gradient_checkpointing: trade a second forward for memory.
         compile: compile each transformer block in place with torch.compile.
         embedding_folder: keep text embeddings on disk there.
@@ -66,20 +67,20 @@ def load_policy(
         raise ConfigError(f"dtype must be 'fp32', 'bf16' or 'fp16', got '{dtype}'.")
     folder = _find(path_or_name)
     kind = inspect_folder(folder)
-    precision, place = _DTYPES[dtype], torch.device(device)
-    master = torch.float32 if train == "full" else precision
+    forward, place = _DTYPES[dtype], torch.device(device)
+    master = torch.float32 if train == "full" else forward
     network: Any = getattr(diffusers, _TRANSFORMERS[kind.family]).from_pretrained(
-        folder, subfolder="transformer", torch_dtype=master, use_safetensors=True
+        folder, subfolder="transformer", **precision(master), use_safetensors=True
     )
     vae: Any = diffusers.AutoencoderKL.from_pretrained(
-        folder, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True
+        folder, subfolder="vae", **precision(torch.float32), use_safetensors=True
     )
     policy = kind(
         folder,
         transformer=network.to(place).eval(),
         vae=vae.to(place).eval().requires_grad_(False),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
-        dtype=precision,
+        dtype=forward,
         device=place,
         max_sequence_length=max_sequence_length,
         embedding_folder=None if embedding_folder is None else Path(embedding_folder),
@@ -148,7 +149,7 @@ def inspect_folder(folder: Path) -> type[Policy]:
             raise ModelError(f"{index} names no {part}: a trainable pipeline needs one.")
     if parts["scheduler"][1] != "FlowMatchEulerDiscreteScheduler":
         raise ModelError(
-            f"{folder} uses {parts['scheduler'][1]}, but flow models here need FlowMatchEulerDiscreteScheduler."
+            f"{folder} uses {parts['scheduler'][1]}, but imgrl needs a FlowMatchEulerDiscreteScheduler."
         )
     for part, value in parts.items():
         if not part.startswith("_") and not _absent(value):
@@ -176,7 +177,8 @@ def _check_part(folder: Path, part: str) -> None:
     missing = sorted(file for file in needed if not (place / file).is_file())
     if missing or not any(place.glob("*.safetensors")):
         raise ModelError(
-            f"{folder} is incomplete: {part}/{missing[0] if missing else '*.safetensors'} is missing; download it again."
+            f"{folder} is incomplete: {part}/{missing[0] if missing else '*.safetensors'} is missing; "
+            "download it again."
         )
 
 

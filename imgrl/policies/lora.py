@@ -27,10 +27,11 @@ class LoraSpec:
     alpha: float = 64.0
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] | Literal["default", "all-linear"] = "default"
-    """Ends of module names inside the transformer blocks; "default" is the family's published list, "all-linear" is
-    every linear layer of the blocks."""
+    """Ends of module names inside the transformer blocks; "default" is the family's published list,
+    "all-linear" is every linear layer of the blocks."""
     init: Literal["gaussian", "kaiming"] = "gaussian"
-    """How A starts: normal with deviation 1/rank, or Kaiming-uniform; B starts at zero, so the network is unchanged."""
+    """How A starts: normal with deviation 1/rank, or Kaiming-uniform; B starts at zero, which changes
+    nothing."""
     seed: int = 0
     """Seed of A, so that every process starts equal."""
 
@@ -44,7 +45,7 @@ class LoraSpec:
             raise ConfigError(f"LoRA init must be 'gaussian' or 'kaiming', got '{self.init}'.")
         if isinstance(self.targets, str) and self.targets not in ("default", "all-linear"):
             raise ConfigError(
-                f"LoRA targets must be 'default', 'all-linear' or a list of module names, got '{self.targets}'."
+                f"LoRA targets must be 'default', 'all-linear' or a list of names, got '{self.targets}'."
             )
 
 
@@ -74,7 +75,8 @@ def _matches(path: str, name: str) -> bool:
 class LoraWeights(NamedWeights):
     """One peft adapter a name; ``frozen`` is the network with its adapters switched off and costs nothing.
 
-    Adapter tensors are float32 whatever the base network's dtype, so that small updates and slow averages survive.
+    Adapter tensors are float32 whatever the base network's dtype, so that small updates and slow averages
+    survive.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class LoraWeights(NamedWeights):
 
     @property
     def scaling(self) -> float:
-        """alpha / rank, the factor of every adapter's update."""
+        """Factor alpha / rank of every adapter's update."""
         return self.spec.alpha / self.spec.rank
 
     @property
@@ -117,7 +119,7 @@ class LoraWeights(NamedWeights):
         self.copy(CURRENT, name)
 
     def tensors(self, name: str = CURRENT) -> dict[str, Tensor]:
-        """The adapter's tensors as ``<module path>.lora_A.weight`` [r, in] and ``.lora_B.weight`` [out, r]."""
+        """The adapter's tensors: ``<module path>.lora_A.weight`` [r, in] and ``.lora_B.weight`` [out, r]."""
         return {} if name == FROZEN else self._tensors[name]
 
     def copy(self, source: str, target: str) -> None:

@@ -15,8 +15,8 @@ __all__ = ["SD3Policy"]
 class SD3Policy(Policy):
     """SD3: unpacked latents, timestep 1000 sigma, classifier-free guidance.
 
-    Without a T5 encoder the stock pipeline appends ``max_sequence_length`` zero tokens (256 by default); 0 leaves them
-    out, which is faster but another conditioning, so train and sample with the same number.
+    Without a T5 encoder the stock pipeline appends ``max_sequence_length`` zero tokens (256 by default); 0
+    leaves them out, which is faster but another conditioning, so train and sample with the same number.
     """
 
     family: ClassVar[str] = "sd3"

@@ -1,0 +1,243 @@
+"""Writing trained weights in the forms that other programs load, and proving that they do.
+
+A LoRA file without alpha is read by diffusers with scale 1, so alpha / rank is folded into B. Every export is
+opened again in a fresh stock pipeline and must give the same velocity before it replaces an older one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imgrl.errors import ExportError, ModelError
+from imgrl.policies.base import Policy
+from imgrl.policies.kohya import kohya_state_dict
+from imgrl.policies.lora import LoraWeights
+from imgrl.policies.stock import open_stock_pipeline, quiet
+from imgrl.types import Conditioning
+
+__all__ = ["COMFYUI_FILE", "LORA_FILE", "MANIFEST_FILE", "Manifest", "export", "load_lora"]
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+COMFYUI_FILE = "comfyui_lora.safetensors"
+MANIFEST_FILE = "export.json"
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_WEIGHT_TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What was exported and how well a fresh stock pipeline reproduces it; kept beside it as export.json."""
+
+    kind: str
+    """"lora" or "full"."""
+    family: str
+    base_model: str
+    """Name of the folder of the base model."""
+    weights: str
+    """Which named weights were written."""
+    files: tuple[str, ...]
+    dtype: str
+    """Precision of the velocities compared."""
+    rank: int | None = None
+    alpha: float | None = None
+    layers: int | None = None
+    """LoRA layers that the fresh pipeline loaded: all of them, or the export fails."""
+    velocity_error: float | None = None
+    """max |v_stock - v_ours| / max |v_ours|; None if not verified."""
+    weight_error: float | None = None
+    """Largest relative difference of a LoRA factor after loading; None if not verified or not a LoRA."""
+    velocity_change: float | None = None
+    """max |v_ours - v_frozen| / max |v_ours|: how much was learned, to read the error against."""
+
+
+def export(policy: Policy, folder: Path, *, weights: str = "current", verify: bool = True) -> Manifest:
+    """Write the named ``weights`` to ``folder``; files of an earlier export there are replaced.
+
+    LoRA: ``pytorch_lora_weights.safetensors`` for diffusers (verified) and ``comfyui_lora.safetensors``. Full
+    fine-tuning: a whole pipeline folder. Both with ``export.json``, the returned manifest.
+
+    Raises:
+        ExportError: nothing is trained, or a fresh pipeline does not load or reproduce the weights.
+    """
+    with_lora = isinstance(policy.weights, LoraWeights)
+    if not with_lora and not policy.weights.parameters():
+        raise ExportError("This policy was loaded with train='none', so there is nothing to export.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
+        raise ExportError(f"{folder} holds files that are not an export: choose a new or empty folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        manifest = (_export_lora if with_lora else _export_full)(policy, partial, weights, verify)
+        (partial / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+        _replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def load_lora(policy: Policy, path: str | Path, *, name: str = "current") -> None:
+    """Read an exported diffusers LoRA (file or folder) into the named weights; inverse of :func:`export`.
+
+    Raises:
+        ModelError: the file is missing, or its rank or layers differ from the policy's.
+    """
+    from safetensors.torch import load_file
+
+    if not isinstance(policy.weights, LoraWeights):
+        raise ModelError("A LoRA can only be loaded into a policy with train='lora'.")
+    file = Path(path) / LORA_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ModelError(f"{file} does not exist: give an exported LoRA file or its folder.")
+    state = {key.removeprefix("transformer."): tensor for key, tensor in load_file(file).items()}
+    scaling = policy.weights.scaling
+    policy.weights.load_state_dict(name, {k: t / scaling if ".lora_B." in k else t for k, t in state.items()})
+
+
+def _export_lora(policy: Policy, folder: Path, name: str, verify: bool) -> Manifest:
+    from safetensors.torch import save_file
+
+    weights = policy.weights
+    assert isinstance(weights, LoraWeights)
+    plain = {path: t.float().cpu().contiguous() for path, t in weights.state_dict(name).items()}
+    if not plain:
+        raise ExportError(f"The weights '{name}' hold no LoRA: export 'current' or a copy of it.")
+    folded = {path: t * weights.scaling if ".lora_B." in path else t for path, t in plain.items()}
+    save_file({f"transformer.{path}": t for path, t in folded.items()}, folder / LORA_FILE, {"format": "pt"})
+    other = kohya_state_dict(plain, family=policy.family, alpha=weights.spec.alpha)
+    save_file(other, folder / COMFYUI_FILE, {"format": "pt"})
+    measured = _verify_lora(policy, folder, name, folded) if verify else {}
+    return Manifest(
+        kind="lora",
+        family=policy.family,
+        base_model=policy.folder.name,
+        weights=name,
+        files=(LORA_FILE, COMFYUI_FILE),
+        dtype=str(policy.dtype).removeprefix("torch."),
+        rank=weights.spec.rank,
+        alpha=weights.spec.alpha,
+        **measured,
+    )
+
+
+def _verify_lora(policy: Policy, folder: Path, name: str, folded: dict[str, Tensor]) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    pipeline = _transformer_only(policy.folder, policy.dtype)
+    try:
+        with quiet():  # it warns that the absent text encoders get no LoRA
+            pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
+    except Exception as error:  # whatever it is, the file is not loadable, which is what must be said
+        raise ExportError(
+            f"A fresh {policy.pipeline_class} cannot load the exported LoRA: {error}"
+        ) from error
+    loaded = {n: m for n, m in pipeline.transformer.named_modules() if isinstance(m, LoraLayer)}
+    expected = {path.split(".lora_")[0] for path in folded}
+    if loaded.keys() != expected:
+        raise ExportError(
+            f"A fresh {policy.pipeline_class} loaded {len(loaded)} of {len(expected)} exported LoRA layers: "
+            "the base model's layer names do not match the trained model's."
+        )
+    weight_error = max(_factor_error(layer, path, folded) for path, layer in loaded.items())
+    _require_small("LoRA factors", weight_error, _WEIGHT_TOLERANCE[policy.dtype])
+    return {"layers": len(loaded), "weight_error": weight_error, **_compare(policy, pipeline, name)}
+
+
+def _factor_error(layer: Any, path: str, folded: dict[str, Tensor]) -> float:
+    adapter = next(iter(layer.lora_A))
+    worst = 0.0
+    for part, scale in (("lora_A", 1.0), ("lora_B", layer.scaling[adapter])):
+        ours = folded[f"{path}.{part}.weight"]
+        theirs = getattr(layer, part)[adapter].weight.detach().float().cpu() * scale
+        worst = max(worst, float((theirs - ours).abs().max() / ours.abs().max().clamp_min(1e-12)))
+    return worst
+
+
+def _export_full(policy: Policy, folder: Path, name: str, verify: bool) -> Manifest:
+    for part in policy.folder.iterdir():
+        if part.is_dir() and part.name != "transformer":
+            shutil.copytree(part, folder / part.name)
+    shutil.copy(policy.folder / "model_index.json", folder)
+    network = policy.transformer
+    with policy.weights.use(name), torch.device("meta"):
+        twin = type(network).from_config(network.config)
+        state = {
+            k: t.to("cpu", policy.dtype) if t.is_floating_point() else t
+            for k, t in network.state_dict().items()
+        }
+    twin.load_state_dict(state, assign=True)
+    twin.save_pretrained(folder / "transformer", safe_serialization=True)
+    measured: dict[str, Any] = {}
+    if verify:
+        measured = dict(_compare(policy, _transformer_only(folder, policy.dtype), name))
+    return Manifest(
+        kind="full",
+        family=policy.family,
+        base_model=policy.folder.name,
+        weights=name,
+        files=tuple(sorted(part.name for part in folder.iterdir())),
+        dtype=str(policy.dtype).removeprefix("torch."),
+        **measured,
+    )
+
+
+def _transformer_only(folder: Path, dtype: torch.dtype) -> Any:
+    index = json.loads((folder / "model_index.json").read_text())
+    kept = ("transformer", "scheduler")
+    left_out = {k: None for k, v in index.items() if isinstance(v, list) and k not in kept}
+    return open_stock_pipeline(folder, dtype=dtype, **left_out)
+
+
+@torch.no_grad()
+def _compare(policy: Policy, pipeline: Any, name: str) -> dict[str, float]:
+    """Velocity of the fresh pipeline against ours on random latents and embeddings."""
+    config, device = policy.transformer.config, policy.device
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    cond = {"prompt_embeds": draw(2, 8, config.joint_attention_dim)}
+    cond["pooled_prompt_embeds"] = draw(2, config.pooled_projection_dim)
+    cond = {key: tensor.to(policy.dtype) for key, tensor in cond.items()}
+    channels = policy.latent_shape()[0]
+    x, sigma = draw(2, channels, 8, 8), torch.tensor([0.9, 0.4], device=device)
+    ours = policy.velocity(x, sigma, Conditioning(tensors=cond), weights=name)
+    transformer = pipeline.transformer.to(device).eval()
+    theirs = policy.predict(transformer, x, sigma, Conditioning(tensors=cond))
+    size = ours.abs().max()
+    error = float((theirs - ours).abs().max() / size)
+    _require_small("velocities", error, _TOLERANCE[policy.dtype])
+    measured = {"velocity_error": error}
+    if "frozen" in policy.weights.names:
+        frozen = policy.velocity(x, sigma, Conditioning(tensors=cond), weights="frozen")
+        measured["velocity_change"] = float((frozen - ours).abs().max() / size)
+    return measured
+
+
+def _require_small(what: str, error: float, limit: float) -> None:
+    if not error <= limit:  # also catches NaN
+        raise ExportError(
+            f"A fresh pipeline's {what} differ from the trained model's by {error:.2g} of their size, above "
+            f"{limit:.0e}: the exported file would not make the same images, so it was not kept."
+        )
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put the finished export in place: one rename for a new folder, one per entry over an old export."""
+    if not folder.exists():
+        os.replace(partial, folder)
+        return
+    for part in partial.iterdir():
+        target = folder / part.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(part, target)
