@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -33,8 +34,7 @@ class Reward:
 
     Args:
         name: how recipes, logs and errors call it.
-        function: the reward itself.
-        bound: names of parameters the caller has already given; they win over columns of the same name.
+        function: the reward itself; what a ``functools.partial`` has bound wins over a column of that name.
         patience: deadline and repetitions.
     """
 
@@ -43,14 +43,14 @@ class Reward:
         name: str,
         function: Callable[..., Any],
         *,
-        bound: Iterable[str] = (),
         patience: Patience | None = None,
     ) -> None:
         self.name = name
         self.function = function
         self.patience = patience or Patience()
-        self.bound = frozenset(bound)
-        self.target = getattr(function, "func", function)  # what a functools.partial hides
+        partial = function if isinstance(function, functools.partial) else None
+        self.bound = frozenset(partial.keywords if partial else ())
+        self.target: Any = partial.func if partial else function  # has the attributes that a partial hides
         self.groupwise = bool(getattr(self.target, "groupwise", False))
         self._read_signature()
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,48 +13,10 @@ from imgrl.errors import RewardError
 from imgrl.rewards.base import Reward, column_names
 from imgrl.rewards.calling import Failure, Patience
 from imgrl.rewards.resolve import make
+from imgrl.rewards.spec import RewardSpec, read_spec
 from imgrl.types import Prompt, Scores
 
-__all__ = ["RewardSet", "RewardSpec"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardSpec:
-    """One reward as a recipe writes it."""
-
-    use: str | Callable[..., Any]
-    """A callable, a built-in name, ``package.module:attribute`` or ``folder/file.py:attribute``."""
-    weight: float = 1.0
-    """Factor in the combined reward; 0 only records it."""
-    args: Mapping[str, Any] = field(default_factory=dict)
-    """A class is constructed with them, a function bound with them."""
-    batch: int | None = None
-    """Images in one call, None for all; a failing call masks its own images only. Groupwise rewards ignore
-    it."""
-    timeout: float | None = 600.0
-    """Seconds a call may take; None waits for ever."""
-    retries: int = 2
-    """Further attempts after a call that raised or timed out."""
-    backoff: float = 1.0
-    """Seconds before the first further attempt; doubles each time."""
-
-    def __post_init__(self) -> None:
-        """Refuse a weight or batch that cannot be meant."""
-        if not math.isfinite(self.weight):
-            raise ValueError(f"weight must be finite, got {self.weight}.")
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"batch must be at least 1 or None, got {self.batch}.")
-
-    def build(self, name: str) -> Reward:
-        """Make the reward that this describes.
-
-        Raises:
-            RewardError: if it cannot be found or constructed.
-        """
-        patience = Patience(timeout=self.timeout, retries=self.retries, backoff=self.backoff)
-        function = make(self.use, self.args, name=name)
-        bound = self.args if hasattr(function, "func") else ()
-        return Reward(name, function, bound=bound, patience=patience)
+__all__ = ["RewardSet"]
 
 
 class RewardSet:
@@ -76,7 +36,7 @@ class RewardSet:
             raise ValueError(f"failure_budget is a share between 0 and 1, got {failure_budget}.")
         self.specs = dict(specs)
         self.failure_budget = failure_budget
-        self.rewards = {name: spec.build(name) for name, spec in specs.items()}
+        self.rewards = {name: _build(name, spec) for name, spec in specs.items()}
         self._columns: frozenset[str] = frozenset()
 
     @classmethod
@@ -86,7 +46,9 @@ class RewardSet:
         Example:
             ``RewardSet.from_specs({"ocr": 1.0, "bright": {"use": "my.py:brightness", "weight": 0.2}})``
         """
-        return cls({name: _spec(name, given) for name, given in specs.items()}, failure_budget=failure_budget)
+        return cls(
+            {name: read_spec(name, given) for name, given in specs.items()}, failure_budget=failure_budget
+        )
 
     def check(self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64) -> None:
         """Call every reward once on two flat images, before anything expensive starts.
@@ -207,24 +169,12 @@ class RewardSet:
             self.rewards[name].target.load_state_dict(state[name])
 
 
-def _spec(name: str, given: Any) -> RewardSpec:
-    if isinstance(given, RewardSpec):
-        return given
-    if isinstance(given, bool) or given is None:
-        raise RewardError(
-            f"Reward {name!r} must be a weight, a callable, a text or a table of settings, got {given!r}."
-        )
-    if isinstance(given, int | float):
-        return RewardSpec(use=name, weight=float(given))
-    if isinstance(given, Mapping):
-        known = [entry.name for entry in fields(RewardSpec)]
-        for key in given:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise RewardError(f"Reward {name!r} has no setting {key!r}{hint}; it has {', '.join(known)}.")
-        return RewardSpec(**{"use": name, **given})
-    return RewardSpec(use=given)
+def _build(name: str, spec: RewardSpec) -> Reward:
+    try:
+        patience = Patience(timeout=spec.timeout, retries=spec.retries, backoff=spec.backoff)
+    except ValueError as error:
+        raise RewardError(f"Reward {name!r}: {error}") from error
+    return Reward(name, make(spec.use, spec.args, name=name), patience=patience)
 
 
 def _telling(prompts: Sequence[Prompt], wanted: Iterable[str]) -> list[Prompt]:

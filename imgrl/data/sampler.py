@@ -1,0 +1,127 @@
+"""Draws the prompts of each round: whole permutations, no prompt twice in a round, exact resumption."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["GroupSampler"]
+
+
+class GroupSampler:
+    """Indices of ``groups`` distinct prompts a round; every prompt once before any comes again.
+
+    The order depends on the seed alone, never on the number of processes: each draws the whole round and
+    takes its share. A round that would repeat a prompt across the border of two epochs takes the next one
+    that is new; the one put off comes first thereafter, so each prompt still appears once an epoch.
+
+    Args:
+        num_prompts: size of the data set.
+        groups: prompts a round.
+        seed: of the sampler's own generator.
+        balance: a key for each prompt (its task, say): every round then holds the keys in equal numbers, up
+            to one, the surplus going round in turn. Prompts of small strata come more often.
+
+    Raises:
+        ValueError: if a round needs more distinct prompts than there are.
+    """
+
+    def __init__(
+        self, num_prompts: int, groups: int, seed: int, *, balance: Sequence[Hashable] | None = None
+    ) -> None:
+        if groups < 1 or num_prompts < groups:
+            raise ValueError(
+                f"A round of {groups} different prompts needs at least that many, got {num_prompts}; "
+                "add prompts or lower the number of groups."
+            )
+        if balance is not None and len(balance) != num_prompts:
+            raise ValueError(f"balance needs a key for each of {num_prompts} prompts, got {len(balance)}.")
+        self.num_prompts, self.groups, self.seed = num_prompts, groups, seed
+        keys = list(dict.fromkeys(balance)) if balance is not None else [None]
+        labels = balance if balance is not None else [None] * num_prompts
+        members = {key: [i for i, label in enumerate(labels) if label == key] for key in keys}
+        self._strata = [
+            _Epochs(rows, torch.Generator().manual_seed(seed + number))
+            for number, rows in enumerate(members.values())
+        ]
+        self._turn = 0  # the stratum that gets the next surplus prompt
+        share = -(-groups // len(self._strata))
+        smallest = min(self._strata, key=lambda stratum: len(stratum.rows))
+        if len(smallest.rows) < share:
+            key = keys[self._strata.index(smallest)]
+            raise ValueError(
+                f"Balanced rounds of {groups} prompts need up to {share} of each key, but {key!r} has "
+                f"{len(smallest.rows)}; add prompts, lower the number of groups or do not balance."
+            )
+
+    def next_round(self) -> list[int]:
+        """Return the indices of the next round's prompts, all different."""
+        even, surplus = divmod(self.groups, len(self._strata))
+        counts = [even] * len(self._strata)
+        for step in range(surplus):
+            counts[(self._turn + step) % len(counts)] += 1
+        self._turn = (self._turn + surplus) % len(counts)
+        return [
+            index
+            for stratum, count in zip(self._strata, counts, strict=True)
+            for index in stratum.take(count)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the coming rounds depend on; tensors and plain numbers only."""
+        return {
+            "num_prompts": self.num_prompts,
+            "groups": self.groups,
+            "turn": self._turn,
+            "strata": [stratum.state_dict() for stratum in self._strata],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: if the state is of another data set or another number of groups.
+        """
+        mine = (self.num_prompts, self.groups, len(self._strata))
+        theirs = (state["num_prompts"], state["groups"], len(state["strata"]))
+        if mine != theirs:
+            raise ValueError(
+                f"The sampler's state is of (prompts, groups, strata) {theirs}, but this run has {mine}; "
+                "resume with the same data and geometry."
+            )
+        self._turn = int(state["turn"])
+        for stratum, saved in zip(self._strata, state["strata"], strict=True):
+            stratum.load_state_dict(saved)
+
+
+class _Epochs:
+    """Permutations of ``rows``, one after another."""
+
+    def __init__(self, rows: list[int], generator: torch.Generator) -> None:
+        self.rows, self.generator = rows, generator
+        self.pending: deque[int] = deque()
+
+    def take(self, count: int) -> list[int]:
+        """Draw ``count`` different rows, those put off before staying in front of the queue."""
+        taken: list[int] = []
+        put_off: list[int] = []
+        while len(taken) < count:
+            if not self.pending:
+                order = torch.randperm(len(self.rows), generator=self.generator)
+                self.pending.extend(self.rows[i] for i in order.tolist())
+            row = self.pending.popleft()
+            (put_off if row in taken else taken).append(row)
+        self.pending.extendleft(reversed(put_off))
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "pending": list(self.pending)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if not set(state["pending"]) <= set(self.rows):
+            raise ValueError("The sampler's state names prompts that this data set does not have.")
+        self.generator.set_state(state["generator"])
+        self.pending = deque(state["pending"])

