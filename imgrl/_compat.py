@@ -1,11 +1,11 @@
 """Makes a CUDA-built torchvision importable beside a CPU-only torch.
 
-The torchvision wheel on PyPI is built against CUDA. Beside a CPU torch its C++ library cannot load, the error is
-swallowed, and the import then dies on ``operator torchvision::nms does not exist``; timm, easyocr, open_clip, peft,
-transformers and diffusers die with it. Declaring the two operators that torchvision registers fake kernels for is
+The torchvision wheel on PyPI is built against CUDA. Beside a CPU torch its C++ library cannot load, the error
+is swallowed, and the import then dies on ``operator torchvision::nms does not exist``; timm, easyocr, peft,
+transformers and diffusers die with it. Declaring the two operators that torchvision registers fakes for is
 enough for transforms and models to work. Where torchvision's own library loads, nothing is done.
 
-``import imgrl`` only leaves a watch for the first look at torchvision, so that it need not import torch itself.
+``import imgrl`` only leaves a watch for the first look at torchvision, so it need not import torch itself.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def recipe_path(name: str | Path) -> Path:
 
 
 def model_path(name: str | Path) -> Path | str:
-    """Return the folder of a model: as given if it is one, the bundled one of that name, else the name (a hub's)."""
+    """Return a model's folder: as given if it is one, else the bundled one, else the name (a hub's)."""
     if Path(name).is_dir():
         return Path(name)
     root = resource_root("assets")

@@ -1,0 +1,102 @@
+"""``imgrl check``: everything about a recipe that can be known without training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imgrl.cli.common import Arguments, AsJson, print_json, screen, split_arguments
+
+if TYPE_CHECKING:
+    from imgrl.recipe import Recipe
+
+__all__ = ["check"]
+
+_GIB = 2**30
+
+
+def check(
+    arguments: Arguments = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that will share the batch.")] = 1,
+    show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Resolve a recipe, do its arithmetic, estimate memory, check prompts and rewards, and stop."""
+    from imgrl.config import as_dict, dump, resolve
+
+    name, overrides = split_arguments(arguments)
+    recipe = resolve(name, overrides, processes=processes)
+    report = {
+        "batch": _batch(recipe, processes),
+        "prompts": _prompts(recipe),
+        "memory": _memory(recipe, processes),
+    }
+    if as_json:
+        print_json({**report, "recipe": as_dict(recipe)})
+        return
+    if show:
+        typer.echo(dump(recipe))
+    _print(report, recipe)
+
+
+def _batch(recipe: Recipe, processes: int) -> dict[str, Any]:
+    batch = recipe.batch
+    images = batch.groups * batch.group_size
+    return {
+        "images_per_round": images,
+        "images_per_process": images // processes,
+        "rows_per_forward": batch.micro_groups * batch.group_size // processes,
+        "noise_levels_per_image": recipe.objective.times.count,
+        "updates_per_round": batch.updates_per_round,
+        "updates_in_all": batch.updates_per_round * recipe.run.rounds,
+        "network_evaluations_in_rollout": images * recipe.rollout.steps,
+    }
+
+
+def _prompts(recipe: Recipe) -> dict[str, Any]:
+    from imgrl.data.prompts import load_prompts
+    from imgrl.rewards import RewardSet
+
+    train, held_out = load_prompts(recipe.data.prompts), load_prompts(recipe.evaluation.prompts)
+    if recipe.batch.groups > len(train):
+        from imgrl.errors import ConfigError
+
+        raise ConfigError(
+            f"batch.groups is {recipe.batch.groups}, but data.prompts has only {len(train)} prompts, "
+            "and none may repeat within a round"
+        )
+    RewardSet.from_specs(recipe.rewards, failure_budget=recipe.scoring.failure_budget).check(train)
+    return {"training": len(train), "held_out": len(held_out), "rewards": list(recipe.rewards)}
+
+
+def _memory(recipe: Recipe, processes: int) -> dict[str, Any]:
+    from imgrl.cli.memory import estimate
+    from imgrl.resources import model_path
+
+    folder = model_path(recipe.model.path)
+    if not isinstance(folder, Path):
+        return {"unknown": f"{folder} is not on this disk, so its parameters were not counted"}
+    found = estimate(recipe, folder, processes=processes)
+    return {**asdict(found), "training": found.training}
+
+
+def _print(report: dict[str, Any], recipe: Recipe) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_row("model", f"{recipe.model.path}, {recipe.model.train}, {recipe.model.dtype}")
+    table.add_row("objective", recipe.objective.name)
+    for section in ("prompts", "batch"):
+        for key, value in report[section].items():
+            table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+    for key, value in report["memory"].items():
+        label = {"activations": "memory: activations, roughly", "encoders": "memory: encoders, at first"}.get(
+            key
+        )
+        shown = value if isinstance(value, str) else f"{value / _GIB:.2f} GiB"
+        table.add_row(label or f"memory: {key}", shown)
+    screen().print(table)
+    screen().print("the recipe can run")

@@ -1,0 +1,58 @@
+"""``imgrl export``: trained weights out of a run, in forms that other programs load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imgrl.cli.common import AsJson, choose_device, print_json
+from imgrl.errors import CheckpointError
+
+__all__ = ["export"]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints/step-N.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; default: RUN/export.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="current, sampling, old or ema.")] = "current",
+    device: Annotated[str | None, typer.Option()] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a LoRA (or a whole pipeline) that stock diffusers and ComfyUI load, and check that they do."""
+    from dataclasses import asdict
+
+    from imgrl.config import resolve
+    from imgrl.policies import load_policy
+    from imgrl.resources import model_path
+    from imgrl.training.checkpoint import latest_checkpoint, load_weights
+
+    checkpoint = latest_checkpoint(run) if (run / "checkpoints").is_dir() else run
+    saved = next(
+        (place / "config.yaml" for place in (checkpoint, run) if (place / "config.yaml").is_file()), None
+    )
+    if saved is None or checkpoint is None:
+        raise CheckpointError(f"{run} is neither a run folder with a checkpoint nor a checkpoint")
+    model = resolve(saved).model
+    policy = load_policy(
+        model_path(model.path),
+        train=model.train,
+        lora=model.lora,
+        dtype=model.dtype,
+        device=choose_device(device),
+    )
+    load_weights(checkpoint, policy, weights)
+    folder = out or run / "export"
+    manifest = policy.export(folder, weights="current")
+    if as_json:
+        print_json({"folder": str(folder), **asdict(manifest)})
+        return
+    error = (
+        ""
+        if manifest.velocity_error is None
+        else f"; stock diffusers agrees to {manifest.velocity_error:.1e}"
+    )
+    typer.echo(f"{folder}: {', '.join(manifest.files)}{error}")

@@ -1,0 +1,73 @@
+"""The entry point: registers the commands and turns foreseeable errors into one sentence.
+
+Nothing heavy is imported here or at the top of a command's file, so that ``imgrl --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from imgrl.cli import check, doctor, evaluate, export, rewards, sample, train, verify_resume
+from imgrl.errors import ImgrlError
+
+__all__ = ["app"]
+
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Runs a command; an ImgrlError becomes a sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("imgrl: interrupted", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+        except ImgrlError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"imgrl: {error}", err=True)
+            raise typer.Exit(_BAD_INPUT) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Reinforcement-learning fine-tuning of text-to-image models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from imgrl import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of foreseeable errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Fine-tune text-to-image models with rewards."""
+    del debug, version
+
+
+app.command("train")(train.train)
+app.command("sample")(sample.sample)
+app.add_typer(evaluate.app, name="eval")
+app.command("export")(export.export)
+app.command("check")(check.check)
+app.command("rewards")(rewards.rewards)
+app.command("doctor")(doctor.doctor)
+app.command("verify-resume")(verify_resume.verify_resume)

@@ -1,0 +1,88 @@
+"""``imgrl sample``: pictures from a model, with or without a LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imgrl.cli.common import AsJson, print_json, whole_numbers
+from imgrl.cli.models import DeviceName, LoraPath, ModelName, Precision, load_for_sampling
+from imgrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["sample", "save_grid"]
+
+
+def sample(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts; each is a row of the grid.")],
+    model: ModelName = "tiny-sd3",
+    lora: LoraPath = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("samples.png"),
+    seeds: Annotated[str, typer.Option(help="Columns of the grid, such as 0-3 or 1,5,9.")] = "0-3",
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is off.")] = 1.0,
+    negative: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
+    solver: Annotated[str, typer.Option(help="euler or dpm2.")] = "euler",
+    height: Annotated[int | None, typer.Option(min=1)] = None,
+    width: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a forward pass.")] = None,
+    dtype: Precision = "fp32",
+    device: DeviceName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a grid of samples: one row a prompt, one column a seed."""
+    columns = whole_numbers(seeds, "--seeds")
+    if solver not in ("euler", "dpm2"):
+        raise ConfigError(f"--solver must be euler or dpm2, but {solver!r} was given")
+    _check_writable(out)
+    policy = load_for_sampling(model, lora, dtype=dtype, device=device)
+    cond = policy.encode([prompt for prompt in prompts for _ in columns])
+    latents = policy.sample(
+        cond,
+        columns * len(prompts),
+        steps=steps,
+        weights="current",
+        guidance=guidance,
+        negative=policy.encode([negative]) if guidance > 1 else None,
+        solver=solver,
+        height=height,
+        width=width,
+        batch=batch,
+    )
+    save_grid(policy.decode(latents, batch=batch), out, columns=len(columns))
+    if as_json:
+        print_json({"file": str(out), "prompts": prompts, "seeds": columns})
+    else:
+        typer.echo(str(out))
+
+
+def save_grid(images: Tensor, path: Path, *, columns: int, gap: int = 2) -> None:
+    """Write images [n, 3, H, W] in [0, 1] as one PNG, row by row."""
+    import torch
+    from PIL import Image
+
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = torch.ones(3, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for index, image in enumerate(images.cpu()):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    pixels = (sheet * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse a bad place before minutes of sampling."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out must end in .png, but {str(out)!r} was given")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}") from error

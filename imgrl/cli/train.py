@@ -1,0 +1,91 @@
+"""``imgrl train``: the main job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imgrl.cli.common import Arguments, AsJson, interactive, print_json, split_arguments
+from imgrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from imgrl.recipe import Recipe
+    from imgrl.training.reporting import Reporter
+
+__all__ = ["train"]
+
+
+def train(
+    arguments: Arguments = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder; its recipe is used.", metavar="RUN")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Fine-tune a model with rewards.
+
+    Without arguments: the bundled tiny model on the embedded world, which needs no download.
+    """
+    recipe = _recipe(arguments, resume)
+    from imgrl.training.image_loop import Trainer
+
+    reporter = _reporter(quiet or as_json)
+    try:
+        summary = Trainer(recipe, reporter=reporter).train(resume=resume is not None)
+    finally:
+        if hasattr(reporter, "close"):  # a live display must not outlive an error
+            reporter.close()  # type: ignore[attr-defined]
+    if as_json:
+        print_json(summary.as_dict())
+    if summary.interrupted:
+        raise typer.Exit(130)
+
+
+def _recipe(arguments: list[str] | None, resume: Path | None) -> Recipe:
+    from imgrl.config import DEFAULT_RECIPE, resolve
+
+    name, overrides = split_arguments(arguments)
+    if resume is not None:
+        if name is not None:
+            raise ConfigError(f"--resume uses the recipe in {resume}, so leave out the recipe {name!r}")
+        recipe = resolve(_saved_recipe(resume), overrides)
+        return replace(recipe, run=replace(recipe.run, dir=str(resume)))
+    recipe = resolve(name, overrides)
+    if recipe.run.dir is None:
+        stem = (
+            (name or DEFAULT_RECIPE)
+            .removesuffix(".yaml")
+            .removeprefix("configs/")
+            .strip("./")
+            .replace("/", "-")
+        )
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        recipe = replace(recipe, run=replace(recipe.run, dir=f"runs/{stem}-{stamp}"))
+    folder = Path(str(recipe.run.dir))
+    if (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"{folder} already holds a run; continue it with `imgrl train --resume {folder}`, "
+            "or choose another run.dir"
+        )
+    return recipe
+
+
+def _saved_recipe(run: Path) -> Path:
+    saved = run / "config.yaml"
+    if not saved.is_file():
+        raise ConfigError(f"--resume expects a run folder, but there is no {saved}")
+    return saved
+
+
+def _reporter(silent: bool) -> Reporter:
+    from imgrl.cli.progress import PlainReporter, RichReporter
+    from imgrl.training.reporting import Silent
+
+    if silent:
+        return Silent()
+    return RichReporter() if interactive() else PlainReporter()
