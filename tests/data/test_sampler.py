@@ -1,0 +1,75 @@
+"""The group sampler: coverage, distinct prompts, balance, exact resumption."""
+
+import io
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgrl.data import GroupSampler
+
+sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+
+
+@given(sizes, st.integers(0, 99))
+def test_every_prompt_once_before_any_again(size, seed):
+    num_prompts, groups = size
+    sampler, drawn = GroupSampler(num_prompts, groups, seed), Counter()
+    for _ in range(2 * num_prompts // groups + 3):
+        chosen = sampler.next_round()
+        assert len(set(chosen)) == groups
+        drawn.update(chosen)
+        counts = [drawn[i] for i in range(num_prompts)]
+        assert max(counts) - min(counts) <= 1
+
+
+@given(sizes, st.integers(0, 9), st.integers(0, 9))
+def test_resumption_is_exact(size, before, seed):
+    sampler = GroupSampler(*size, seed)
+    for _ in range(before):
+        sampler.next_round()
+    file = io.BytesIO()
+    torch.save(sampler.state_dict(), file)
+    file.seek(0)
+    again = GroupSampler(*size, seed + 1)  # the state decides, not the seed
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert [again.next_round() for _ in range(5)] == [sampler.next_round() for _ in range(5)]
+
+
+@given(st.integers(3, 9), st.integers(3, 9), st.integers(3, 9), st.integers(1, 9))
+def test_balanced_rounds(a, b, c, groups):
+    keys = ["a"] * a + ["b"] * b + ["c"] * c
+    sampler, drawn = GroupSampler(len(keys), groups, 0, balance=keys), Counter()
+    for _ in range(12):
+        chosen = sampler.next_round()
+        per_key = Counter(keys[i] for i in chosen)
+        counts = [per_key[key] for key in "abc"]
+        assert len(set(chosen)) == groups and max(counts) - min(counts) <= 1
+        drawn.update(per_key)
+    assert drawn["a"] == drawn["b"] == drawn["c"]  # 12 rounds hand the surplus round evenly
+
+
+def test_seeds_differ_and_repeat():
+    rounds = [[GroupSampler(50, 10, seed).next_round() for _ in range(1)] for seed in (0, 0, 1)]
+    assert rounds[0] == rounds[1] != rounds[2]
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    GroupSampler(10, 5, 0).next_round()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ValueError, match="A round of 5 different prompts needs at least that many, got 4"):
+        GroupSampler(4, 5, 0)
+    with pytest.raises(ValueError, match="balance needs a key for each of 4 prompts, got 3"):
+        GroupSampler(4, 2, 0, balance=["a", "b", "c"])
+    with pytest.raises(ValueError, match="need up to 2 of each key, but 'b' has 1"):
+        GroupSampler(4, 4, 0, balance=["a", "a", "a", "b"])
+    with pytest.raises(ValueError, match="but this run has .4, 3, 1."):
+        GroupSampler(4, 3, 0).load_state_dict(GroupSampler(4, 2, 0).state_dict())

@@ -1,0 +1,101 @@
+"""The OCR reward: recorded scores of the authors' code, and real weights on rendered words."""
+
+import golden_cases
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
+
+from imgrl.rewards.ocr import Ocr, edit_distance, quoted_text, text_score
+
+REFUSED = ("no_quotes", "empty_target")  # the originals raise; here the reward does not apply
+
+
+@pytest.mark.parametrize("case", golden_cases.cases("ocr_reward"), ids=golden_cases.case_id)
+def test_recorded_scores(case):
+    if case["recognised_lines"] == "raise":
+        pytest.skip(
+            "the originals turn an engine's exception into 0; here it is a failure, masked by the caller"
+        )
+    target = quoted_text(case["prompt"])
+    if set(case.get("quirks", [])) & set(REFUSED):
+        assert target is None
+        return
+    lines = case["recognised_lines"]
+    assert text_score(target, lines) == pytest.approx(case["substring_or_distance"], rel=1e-12, abs=1e-12)
+    expected = case["frame_mean_distance_only"]
+    assert text_score(target, lines, containment=False) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+short = st.text("abC 1", max_size=8)
+
+
+@given(short, short, short)
+def test_edit_distance_is_a_metric(a, b, c):
+    assert edit_distance(a, b) == edit_distance(b, a)
+    assert (edit_distance(a, b) == 0) == (a == b)
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))
+
+
+def test_edit_distance_by_hand():
+    assert edit_distance("kitten", "sitting") == 3  # k>s, e>i, +g
+
+
+def test_an_empty_target_is_refused():
+    with pytest.raises(ValueError, match="other than a space"):
+        text_score("  ", [])
+
+
+WORDS = ["STOP", "APPLE", "2024", "TAXI"]
+
+
+def sign(word, paper="white", ink="black"):
+    picture = Image.new("RGB", (64, 64), paper)
+    font = ImageFont.load_default(size=18)
+    ImageDraw.Draw(picture).text((3, 20), word, fill=ink, font=font)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+@pytest.fixture(scope="module")
+def ocr():
+    pytest.importorskip("easyocr")
+    pytest.importorskip("easyocr_en_models")
+    return Ocr(detector_side=96)
+
+
+def test_words_are_read_exactly(ocr):
+    images = torch.stack([sign(WORDS[0]), sign(WORDS[1], (48, 88, 222), "white"), *map(sign, WORDS[2:])])
+    read = ["".join(text for text, _ in lines).upper() for lines in ocr.read(images)]
+    assert read == WORDS
+    prompts = [f'a sign that says "{word}"' for word in [*WORDS[:3], "MOON"]]
+    scores = ocr(images, prompts)
+    assert scores[:3] == [1.0] * 3 and scores[3] < 0.5
+
+
+def test_nothing_is_read_where_nothing_is_written(ocr):
+    noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([torch.ones(1, 3, 64, 64), noise, sign("CAT")[None]])
+    assert ocr(images, ['says "CAT"'] * 3 + ["a photo of a cat"]) == [0.0, 0.0, 0.0, None]
+
+
+def test_the_batch_does_not_matter(ocr):
+    images = torch.stack([sign("FISH"), torch.ones(3, 64, 64), sign("LEMON")])
+    alone = [ocr.read(image[None])[0] for image in images]
+    assert [[text for text, _ in lines] for lines in ocr.read(images)] == [[t for t, _ in x] for x in alone]
+
+
+def test_recognising_without_a_detector():
+    pytest.importorskip("easyocr_en_models")
+    reader = Ocr(mode="recognise")
+    images = torch.stack([sign("STOP"), torch.ones(3, 64, 64)])
+    assert reader(images, ['says "STOP"'] * 2) == [1.0, 0.0]
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="mode must be one of detect, recognise"):
+        Ocr(mode="guess")
+    with pytest.raises(ValueError, match="detector_side >= 32"):
+        Ocr(detector_side=8)
