@@ -148,7 +148,7 @@ class Policy(Geometry):
             both = _joined(self.encode([""]) if negative is None else negative, cond, x.shape[0])
             doubled = self.predict(self.transformer, torch.cat([x, x]), torch.cat([level, level]), both)
             unconditional, conditional = doubled.chunk(2)
-            return unconditional + guidance * (conditional - unconditional)
+            return flow.guided(conditional, unconditional, scale=guidance)
 
     def predict(self, transformer: Any, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """One forward of ``transformer`` (any of this family) in this policy's precision, as float32."""

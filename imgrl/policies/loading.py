@@ -47,7 +47,7 @@ def load_policy(
         train: "lora" trains adapters over frozen weights, "full" the whole transformer, "none" nothing.
         lora: size and place of the adapters; None is the published setting.
         names: copies to create beside "current", such as "old"; ``weights.add`` makes more later.
-        dtype: precision of the transformer's forward and of the encoders; trained tensors and VAE are float32.
+        dtype: precision of the transformer's forward and of the encoders; what trains and the VAE: float32.
         device: where everything runs.
         max_sequence_length: T5 tokens, or SD3's zero tokens when it has no T5; None is the stock number.
         gradient_checkpointing: trade a second forward for memory.

@@ -1,0 +1,53 @@
+"""Tiny pipelines on disk, written once a session, and policies on them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build_flux, build_sd3
+
+from imgrl.policies import LoraSpec, Policy, load_policy
+
+LENGTH = {"sd3": 0, "flux": 8}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    build_sd3().save_pretrained(root / "sd3")
+    build_flux().save_pretrained(root / "flux")
+    return {"sd3": root / "sd3", "flux": root / "flux"}
+
+
+@pytest.fixture
+def load(folders: dict[str, Path]) -> Any:
+    def make(family: str, **options: Any) -> Policy:
+        options.setdefault("lora", LoraSpec(rank=4, alpha=6))
+        return load_policy(folders[family], max_sequence_length=LENGTH[family], **options)
+
+    return make
+
+
+@pytest.fixture(params=["sd3", "flux"])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@torch.no_grad()
+def disturb(policy: Policy, size: float = 0.2, seed: int = 0) -> None:
+    """Random weights in place of trained ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.weights.parameters():
+        parameter += size * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture
+def example() -> Any:
+    """Latents [n, C, 8, 8], sigma [n] and conditioning of n prompts for a policy."""
+
+    def make(policy: Policy, n: int = 2) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        x = policy.initial_noise(range(n), 64, 64)
+        return x, torch.linspace(0.9, 0.3, n), policy.encode([f"shape {i}" for i in range(n)])
+
+    return make
