@@ -126,7 +126,12 @@ class RichReporter:
         bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=40), TextColumn("{task.fields[left]} left")
         )
-        bar.add_task(f"round {pace.round}/{pace.total}", total=1.0, completed=pace.fraction, left=pace.left)
+        bar.add_task(
+            f"round {pace.round}/{pace.total}",
+            total=1000,
+            completed=round(1000 * pace.fraction),
+            left=pace.left,
+        )
         reward = "-" if self._reward is None else f"{self._reward:.3f}"
         return Group(bar, Text(f"{self._phase:<12} reward {reward}   {_numbers(self._scores)}"))
 

@@ -88,7 +88,7 @@ def _union(tp: Any, members: tuple[Any, ...], node: Node, path: str, base: Any) 
     structured = [m for m in members if dataclasses.is_dataclass(_unwrap(m)[0])]
     named = {m.name: m for m in structured if isinstance(getattr(m, "name", None), str)}
     if named and len(named) == len(structured) and isinstance(node.value, (dict, str)):
-        return _dataclass(_by_name(named, node, path), node, path, base)
+        return _dataclass(_by_name(named, node, path, base), node, path, base)
     if structured and isinstance(node.value, dict):
         return _dataclass(_by_keys(structured, node.value), node, path, base)
     short = next((m for m in structured if len(_hints(m)) == 1), None)
@@ -102,8 +102,10 @@ def _union(tp: Any, members: tuple[Any, ...], node: Node, path: str, base: Any) 
     return _leaf(functools.reduce(operator.or_, leaves) if structured else tp, node, path)
 
 
-def _by_name(named: dict[str, type], node: Node, path: str) -> type:
+def _by_name(named: dict[str, type], node: Node, path: str, base: Any) -> type:
     tag = Node(node.value, node.where) if isinstance(node.value, str) else node.value.get("name")
+    if tag is None and type(base) in named.values():
+        return type(base)
     if tag is None:
         raise ConfigError(f"{path} needs a 'name' ({node.where}): one of {', '.join(sorted(named))}")
     if tag.value not in named:

@@ -1,0 +1,49 @@
+"""Every recipe in configs/ loads, and says what it was run on."""
+
+import pytest
+
+from imgrl.config import resolve
+from imgrl.resources import recipe_names, recipe_path
+
+NAMES = recipe_names()
+
+
+def test_there_are_recipes():
+    assert {
+        "tiny-sd3/crd",
+        "tiny-sd3/nft",
+        "tiny-sd3/ocr",
+        "sd35-medium/crd-ocr",
+        "flux1-dev/crd-ocr",
+    } <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_loads_for_the_processes_it_was_written_for(name):
+    text = recipe_path(name).read_text()
+    recipe = resolve(name, processes=8 if "for 8 processes" in text else 1)
+    assert recipe.objective.name == name.split("/")[1].split("-")[0].replace("ocr", "crd")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_begins_with_what_it_is_and_where_it_ran(name):
+    head = [line for line in recipe_path(name).read_text().splitlines() if line.startswith("#")]
+    assert any(word in " ".join(head).lower() for word in ("run on", "not run", "not been run", "meant for"))
+
+
+def test_paper_settings_of_crd_on_sd35():
+    """Published OCR recipe: 48 x 24 images, two updates, lr 3e-4, LoRA 32/64, anchor 0.1 at guidance 4.5."""
+    recipe = resolve("sd35-medium/crd-ocr")
+    assert (recipe.batch.groups, recipe.batch.group_size, recipe.batch.updates_per_round) == (48, 24, 2)
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.optimizer.clip) == (3e-4, 1e-4, 1.0)
+    assert (recipe.model.lora.rank, recipe.model.lora.alpha, recipe.model.dtype) == (32, 64, "bf16")
+    assert (recipe.objective.anchor.weight, recipe.objective.anchor.guidance) == (0.1, 4.5)
+    # Values of the two published schedules at the steps where they turn.
+    assert [recipe.objective.old(step) for step in (0, 75, 150)] == pytest.approx([0.25, 0.625, 0.999])
+    assert [recipe.objective.sampling(s) for s in (74, 75, 175, 209)] == pytest.approx([0, 0, 0.75, 0.999])
+
+
+def test_paper_settings_of_nft_on_sd35():
+    recipe = resolve("sd35-medium/nft-ocr")
+    assert (recipe.objective.beta, recipe.objective.anchor.weight) == (0.1, 1e-4)
+    assert (recipe.rollout.solver, recipe.model.dtype, recipe.evaluation.ema) == ("dpm2", "fp16", 0.9)
