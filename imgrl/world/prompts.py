@@ -1,0 +1,148 @@
+"""Prompt grammar of the embedded world, in GenEval's metadata format, and its held-out split.
+
+A prompt is held out if it contains a held-out combination: a (colour, shape) pair, an ordered pair of shapes, a
+(shape, count) pair, a bare shape name, or a sign word. Training prompts contain none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import permutations, product
+from typing import Any, Literal
+
+import numpy as np
+
+from imgrl.types import Prompt
+from imgrl.world.vocabulary import COLORS, COUNT_WORDS, RELATIONS, SHAPES, TASKS, TEXT_TASK, WORDS, plural, with_article
+
+__all__ = ["ALL_TASKS", "HELD_OUT_SHARE", "Split", "all_prompts", "held_out_combinations", "is_held_out", "prompts"]
+
+Split = Literal["train", "heldout"]
+ALL_TASKS = (*TASKS, TEXT_TASK)
+HELD_OUT_SHARE = 0.2
+_SPLIT_SEED = 2024  # part of the world's definition: changing it changes what "held out" means
+
+
+@cache
+def held_out_combinations() -> dict[str, frozenset[Any]]:
+    """The combinations that no training prompt and no pretraining picture contains, by kind."""
+    rng = np.random.default_rng(_SPLIT_SEED)
+
+    def choose(items: Sequence[Any], count: int | None = None) -> frozenset[Any]:
+        count = round(HELD_OUT_SHARE * len(items)) if count is None else count
+        return frozenset(items[i] for i in rng.permutation(len(items))[:count])
+
+    return {
+        "color_shape": _balanced_color_shape(rng),
+        "shape_pair": choose(list(permutations(SHAPES, 2))),
+        "shape_count": choose(list(product(SHAPES, COUNT_WORDS))),
+        "shape": choose(list(SHAPES), 2),
+        "word": choose(list(WORDS)),
+    }
+
+
+def _balanced_color_shape(rng: np.random.Generator) -> frozenset[tuple[str, str]]:
+    """About 20 % of the 48 pairs, at most two a shape and two a colour, so that every name is still learned."""
+    pairs = list(product(COLORS, SHAPES))
+    chosen: list[tuple[str, str]] = []
+    for i in rng.permutation(len(pairs)):
+        color, shape = pairs[i]
+        crowded = sum(c == color for c, _ in chosen) >= 2 or sum(s == shape for _, s in chosen) >= 2
+        if not crowded and len(chosen) < round(HELD_OUT_SHARE * len(pairs)):
+            chosen.append(pairs[i])
+    return frozenset(chosen)
+
+
+def is_held_out(metadata: dict[str, Any]) -> bool:
+    """Whether the prompt behind ``metadata`` contains a held-out combination."""
+    held = held_out_combinations()
+    if metadata["tag"] == TEXT_TASK:
+        return metadata["text"] in held["word"]
+    clauses = metadata["include"]
+    if any((clause.get("color"), clause["class"]) in held["color_shape"] for clause in clauses):
+        return True
+    if metadata["tag"] == "single_object":
+        return clauses[0]["class"] in held["shape"]
+    if metadata["tag"] == "counting":
+        return (clauses[0]["class"], clauses[0]["count"]) in held["shape_count"]
+    return len(clauses) == 2 and _named_order(metadata) in held["shape_pair"]
+
+
+def _named_order(metadata: dict[str, Any]) -> tuple[str, str]:
+    """The two shapes in the order in which the prompt names them (metadata puts a relation's target first)."""
+    first, second = (clause["class"] for clause in metadata["include"])
+    return (second, first) if metadata["tag"] == "position" else (first, second)
+
+
+def all_prompts(task: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every (prompt, metadata) of one task in a fixed order; 1902 over the six tasks, as many signs as words."""
+    if task == "single_object":
+        yield from (_entry(task, with_article(s), [_clause(s)]) for s in SHAPES)
+    elif task == "two_object":
+        for a, b in permutations(SHAPES, 2):
+            yield _entry(task, f"{with_article(a)} and {with_article(b)}", [_clause(a), _clause(b)])
+    elif task == "counting":
+        for shape, (count, word) in product(SHAPES, COUNT_WORDS.items()):
+            exclude = [{"class": shape, "count": count + 1}]
+            yield _entry(task, f"{word} {plural(shape)}", [_clause(shape, count)], exclude)
+    elif task == "colors":
+        for color, shape in product(COLORS, SHAPES):
+            yield _entry(task, with_article(f"{color} {shape}"), [_clause(shape, color=color)])
+    elif task == "position":
+        for (a, b), relation in product(permutations(SHAPES, 2), RELATIONS):
+            moved = {**_clause(a), "position": [relation, 0]}
+            yield _entry(task, f"{with_article(a)} {relation} {with_article(b)}", [_clause(b), moved])
+    elif task == "color_attr":
+        for (a, b), (ca, cb) in product(permutations(SHAPES, 2), permutations(COLORS, 2)):
+            text = f"{with_article(f'{ca} {a}')} and {with_article(f'{cb} {b}')}"
+            yield _entry(task, text, [_clause(a, color=ca), _clause(b, color=cb)])
+    elif task == TEXT_TASK:
+        for word in WORDS:
+            text = f'a sign that says "{word}"'
+            yield text, {"tag": TEXT_TASK, "include": [], "text": word, "prompt": text}
+    else:
+        raise ValueError(f"Expected a task among {', '.join(ALL_TASKS)}, got {task!r}.")
+
+
+def _clause(shape: str, count: int = 1, *, color: str | None = None) -> dict[str, Any]:
+    return {"class": shape, "count": count} | ({"color": color} if color else {})
+
+
+def _entry(task: str, phrase: str, include: list[Any], exclude: list[Any] | None = None) -> tuple[str, dict[str, Any]]:
+    text = f"a photo of {phrase}"
+    metadata = {"tag": task, "include": include} | ({"exclude": exclude} if exclude else {})
+    return text, metadata | {"prompt": text}
+
+
+def prompts(
+    split: Split,
+    tasks: Sequence[str] = TASKS,
+    *,
+    limit_per_task: int | None = None,
+    repeat_to_limit: bool = False,
+    seed: int = 0,
+) -> list[Prompt]:
+    """The prompts of a split, task by task, each with its GenEval metadata in ``columns``.
+
+    Args:
+        split: "train" or "heldout".
+        tasks: which of the seven tasks, in the order wanted.
+        limit_per_task: at most this many a task, chosen with ``seed``; None takes all.
+        repeat_to_limit: repeat the prompts of a task that has fewer than the limit, so that tasks weigh the same.
+        seed: of the choice.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f"Expected the split 'train' or 'heldout', got {split!r}.")
+    chosen: list[tuple[str, dict[str, Any]]] = []
+    for task in tasks:
+        pool = [entry for entry in all_prompts(task) if is_held_out(entry[1]) == (split == "heldout")]
+        if limit_per_task is not None:
+            order = np.random.default_rng([seed, ALL_TASKS.index(task)]).permutation(len(pool))
+            count = limit_per_task if repeat_to_limit else min(limit_per_task, len(pool))
+            pool = [pool[order[i % len(pool)]] for i in range(count)]
+        chosen += pool
+    return [
+        Prompt(id=i, text=text, columns={k: v for k, v in metadata.items() if k != "prompt"})
+        for i, (text, metadata) in enumerate(chosen)
+    ]

@@ -1,0 +1,140 @@
+"""Renders a prompt's metadata to a picture: flat background, upright shapes that do not touch, or a sign."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from imgrl.world.prompts import held_out_combinations
+from imgrl.world.vocabulary import BACKGROUNDS, COLORS, IMAGE_SIZE, RING_HOLE, TEXT_TASK, outline
+
+__all__ = ["Placed", "draw", "render", "render_sign", "scene"]
+
+_SUPERSAMPLE = 4
+_GAP = 2.0
+_RADII = {1: (9.0, 22.0), 2: (8.0, 14.0), 3: (7.5, 11.0), 4: (7.0, 9.5)}
+_RELATION_MARGIN = 0.1  # GenEval's: offsets shrink by this share of both sizes before the direction is read
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """One object of a scene; centre and radius in pixels."""
+
+    shape: str
+    color: str
+    x: float
+    y: float
+    radius: float
+
+
+def render(metadata: Mapping[str, Any], rng: np.random.Generator, *, size: int = IMAGE_SIZE) -> np.ndarray:
+    """A picture [size, size, 3] uint8 for which the prompt behind ``metadata`` is true."""
+    if metadata["tag"] == TEXT_TASK:
+        return render_sign(metadata["text"], rng, size=size)
+    background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+    return draw(scene(metadata, rng, size=size), background=background, size=size)
+
+
+def scene(metadata: Mapping[str, Any], rng: np.random.Generator, *, size: int = IMAGE_SIZE) -> list[Placed]:
+    """Objects of a scene in which every clause of ``metadata`` holds, with free attributes drawn at random.
+
+    Free colours never make a held-out (colour, shape) pair, so that such pairs stay unseen in pretraining.
+    """
+    wanted: list[tuple[str, str]] = []
+    for clause in metadata["include"]:
+        color = clause.get("color") or _free_color(clause["class"], rng)
+        wanted += [(clause["class"], color)] * clause["count"]
+    relation = next((clause["position"][0] for clause in metadata["include"] if "position" in clause), None)
+    low, high = (bound * size / IMAGE_SIZE for bound in _RADII[len(wanted)])
+    while True:
+        radii = rng.uniform(low, high, len(wanted))
+        places = _place(radii, relation, rng, size=size)
+        if places is not None:
+            return [
+                Placed(shape=s, color=c, x=x, y=y, radius=r)
+                for (s, c), (x, y), r in zip(wanted, places, radii, strict=True)
+            ]
+
+
+def _free_color(shape: str, rng: np.random.Generator) -> str:
+    unseen = held_out_combinations()["color_shape"]
+    allowed = [color for color in COLORS if (color, shape) not in unseen]
+    return allowed[rng.integers(len(allowed))]
+
+
+def _place(
+    radii: np.ndarray, relation: str | None, rng: np.random.Generator, *, size: int, tries: int = 60
+) -> list[tuple[float, float]] | None:
+    for _ in range(tries):
+        centers = [(float(rng.uniform(r + 2, size - r - 2)), float(rng.uniform(r + 2, size - r - 2))) for r in radii]
+        pairs = [(i, j) for i in range(len(radii)) for j in range(i)]
+        apart = all(
+            np.hypot(centers[i][0] - centers[j][0], centers[i][1] - centers[j][1]) >= radii[i] + radii[j] + _GAP
+            for i, j in pairs
+        )
+        if apart and (relation is None or _holds(relation, centers, radii)):
+            return centers
+    return None
+
+
+def _holds(relation: str, centers: Sequence[tuple[float, float]], radii: np.ndarray) -> bool:
+    """Whether object 1 stands in ``relation`` to object 0, and in no second one, with GenEval's margin."""
+    offset = np.subtract(centers[1], centers[0])
+    shrunk = np.sign(offset) * np.maximum(np.abs(offset) - _RELATION_MARGIN * 2 * radii.sum(), 0)
+    dx, dy = shrunk / max(float(np.hypot(*offset)), 1e-9)
+    true = {"left of": dx < -0.6, "right of": dx > 0.6, "above": dy < -0.6, "below": dy > 0.6}
+    return bool(true[relation])
+
+
+def draw(objects: Sequence[Placed], *, background: str, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Paint ``objects`` on a flat background, [size, size, 3] uint8, antialiased by supersampling."""
+    k = _SUPERSAMPLE
+    image = Image.new("RGB", (size * k, size * k), BACKGROUNDS[background])
+    canvas = ImageDraw.Draw(image)
+    for item in objects:
+        x, y, r = item.x * k, item.y * k, item.radius * k
+        fill = COLORS[item.color]
+        polygon = outline(item.shape)
+        if polygon is not None:
+            canvas.polygon([(x + px * r, y + py * r) for px, py in polygon], fill=fill)
+            continue
+        canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+        if item.shape == "ring":
+            h = r * RING_HOLE
+            canvas.ellipse((x - h, y - h, x + h, y + h), fill=BACKGROUNDS[background])
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+
+
+_CELL, _CAP = 11.5, 12.0  # pixels of a 64 px sign: letter pitch and capital height
+
+
+def render_sign(text: str, rng: np.random.Generator, *, size: int = IMAGE_SIZE) -> np.ndarray:
+    """A sign that says ``text``: dark letters on a light ground or light on dark, monospaced, centred with jitter."""
+    dark, light = (0, 0, 0), (255, 255, 255)
+    ink, ground = (dark, light) if rng.random() < 0.5 else (light, dark)
+    k = _SUPERSAMPLE * size / IMAGE_SIZE
+    side = _SUPERSAMPLE * size
+    image = Image.new("RGB", (side, side), ground)
+    canvas = ImageDraw.Draw(image)
+    dx, dy = rng.uniform(-1.5, 1.5, 2)
+    left = IMAGE_SIZE / 2 - _CELL * (len(text) - 1) / 2 + dx
+    for i, letter in enumerate(text):
+        center = ((left + i * _CELL) * k, (IMAGE_SIZE / 2 + _CAP / 2 + dy) * k)
+        canvas.text(center, letter, fill=ink, font=_font(round(_CAP * k)), anchor="ms")
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+
+
+@cache
+def _font(cap_pixels: int) -> Any:
+    """Pillow's own font at the size whose capitals are ``cap_pixels`` high."""
+    probe = ImageFont.load_default(100)
+    left, top, right, bottom = probe.getbbox("H", anchor="ls")
+    del left, right
+    return ImageFont.load_default(cap_pixels * 100 / (bottom - top))
+
+

@@ -1,0 +1,108 @@
+"""Trains the autoencoder of assets/tiny-sd3 on rendered pictures, from scratch, resumable.
+
+    python scripts/pretrain_vae.py --work runs/pretrain --minutes 15
+
+Writes ``<work>/vae`` (a diffusers AutoencoderKL folder with the measured scaling and shift) and ``<work>/vae.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pretrain_data import training_batch
+from torch import Tensor
+
+import imgrl  # noqa: F401  (repairs torchvision before diffusers looks for it)
+
+BATCH, LEARNING_RATE, KL_WEIGHT = 16, 1.5e-3, 1e-4
+
+
+def build_vae() -> torch.nn.Module:
+    """SD3's autoencoder in small: eightfold downsampling to 16 channels."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 16, 48, 96),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def vae_loss(vae: torch.nn.Module, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Squared and absolute error on pixels, absolute error on edges, and a light pull to a standard normal latent."""
+    posterior = vae.encode(images).latent_dist
+    error = vae.decode(posterior.sample()).sample.float() - images
+    square, pixel = error.square().mean(), error.abs().mean()
+    edge = torch.diff(error, dim=-1).abs().mean() + torch.diff(error, dim=-2).abs().mean()
+    kl = posterior.kl().mean() / posterior.mean[0].numel()
+    parts = {"square": square.item(), "pixel": pixel.item(), "edge": edge.item(), "kl": kl.item()}
+    return 2 * square + 0.5 * pixel + 0.5 * edge + KL_WEIGHT * kl, parts
+
+
+def main() -> None:
+    """Train until the time is used up, then measure the latent scale and save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    vae = build_vae()
+    average = torch.optim.swa_utils.AveragedModel(
+        vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+    )
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-3)
+    start, step = time.monotonic(), 0
+    with (args.work / "vae.jsonl").open("w") as log:
+        while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
+            rate = LEARNING_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
+            optimizer.param_groups[0]["lr"] = max(rate, 1e-5)
+            images = training_batch(rng, BATCH)[0]
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, parts = vae_loss(vae, images)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimizer.step()
+            average.update_parameters(vae)
+            step += 1
+            if step % 100 == 0:
+                row = {"step": step, "samples": step * BATCH, "seconds": round(time.monotonic() - start)} | parts
+                print(row, flush=True)
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+    save(average.module, rng, args.work / "vae")
+
+
+@torch.no_grad()
+def save(vae: torch.nn.Module, rng: np.random.Generator, folder: Path) -> None:
+    """Save with the shift and scale that give the latents zero mean and unit deviation."""
+    latents = torch.cat([vae.encode(training_batch(rng, 64)[0]).latent_dist.mean for _ in range(16)])
+    shift, scale = latents.mean().item(), 1 / latents.std().item()
+    vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    vae.save_pretrained(folder)
+    images = training_batch(rng, 64)[0]
+    error = F.l1_loss(vae.decode(vae.encode(images).latent_dist.mean).sample, images)
+    print({"shift": shift, "scale": scale, "round_trip_l1": error.item()})
+
+
+if __name__ == "__main__":
+    main()
