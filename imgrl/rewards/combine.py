@@ -51,7 +51,9 @@ class RewardSet:
         )
 
     def check(self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64) -> None:
-        """Call every reward once on two flat images, before anything expensive starts.
+        """Call every reward on two flat images and real prompts, before anything expensive starts.
+
+        A reward that does not apply to the first prompt is tried on up to 15 others.
 
         Args:
             prompts: the data set; fixes which columns rewards are given.
@@ -64,12 +66,15 @@ class RewardSet:
         self._columns = column_names(prompts)
         images = torch.stack([torch.full((3, height, width), level) for level in (0.25, 0.75)])
         for name, reward in self.rewards.items():
-            chosen = _telling(prompts, reward.required)
-            scores = reward(images, chosen, reward.passed_columns(self._columns))
-            if isinstance(scores, Failure):
-                raise RewardError(
-                    f"Reward {name!r} failed on a probe of two flat images ({scores})."
-                ) from scores
+            passed = reward.passed_columns(self._columns)
+            for prompt in _probes(prompts, reward.required):
+                scores = reward(images, [prompt, prompt], passed)
+                if isinstance(scores, Failure):
+                    raise RewardError(
+                        f"Reward {name!r} failed on a probe of two flat images ({scores})."
+                    ) from scores
+                if not scores.isnan().all():
+                    break  # it applies to this prompt, so it has done its work once
 
     def score(
         self,
@@ -177,13 +182,13 @@ def _build(name: str, spec: RewardSpec) -> Reward:
     return Reward(name, make(spec.use, spec.args, name=name), patience=patience)
 
 
-def _telling(prompts: Sequence[Prompt], wanted: Iterable[str]) -> list[Prompt]:
-    """Two prompts to probe with, having the wanted columns if any do."""
+def _probes(prompts: Sequence[Prompt], wanted: Iterable[str]) -> Sequence[Prompt]:
+    """Up to 16 prompts from all over the data set, those with the wanted columns if any have them."""
     if not prompts:
         raise RewardError("Rewards cannot be checked without a prompt.")
     wanted = set(wanted)
     best = [prompt for prompt in prompts if wanted <= prompt.columns.keys()] or list(prompts)
-    return [best[0], best[0]]
+    return best[:: -(-len(best) // 16)]
 
 
 def _check_images(images: Tensor, prompts: Sequence[Prompt]) -> None:

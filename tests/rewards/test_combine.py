@@ -47,6 +47,16 @@ def test_check_calls_each_reward_once_with_the_data_sets_columns():
     assert calls == [((2, 3, 16, 24), ["p1", "p1"], [1, 1])]  # p0 has no column a
 
 
+def test_check_looks_for_a_prompt_that_the_reward_applies_to():
+    prompts = [Prompt(id=i, text="sign" if i >= 90 else "cat") for i in range(100)]
+
+    def signs_only(images, texts):
+        return [None if text == "cat" else math.nan for text in texts]
+
+    with pytest.raises(RewardError, match="returned nan for image 0, prompt 'sign'"):
+        RewardSet.from_specs({"signs": signs_only}).check(prompts)
+
+
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
