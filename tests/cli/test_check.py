@@ -1,0 +1,95 @@
+"""`imgrl check` and its memory estimate, counted against the loaded model."""
+
+import json
+
+import pytest
+
+from imgrl.cli.memory import estimate, tensor_shapes
+from imgrl.config import resolve
+from imgrl.errors import ModelError
+
+
+@pytest.fixture
+def small(sd3_folder):
+    return [f"model.path={sd3_folder}", "model.lora.rank=4"]
+
+
+def test_check_says_what_a_round_is(imgrl, small):
+    result = imgrl(
+        "check", *small, "batch={groups: 6, group_size: 4, micro_groups: 3}", "rollout.steps=5", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["batch"]["images_per_round"] == 24
+    assert report["batch"]["rows_per_forward"] == 12
+    assert report["batch"]["network_evaluations_in_rollout"] == 120
+    assert report["prompts"]["training"] > 100
+    assert report["recipe"]["batch"]["groups"] == 6
+
+
+def test_check_in_words(imgrl, small):
+    result = imgrl("check", *small, "--show")
+    assert result.exit_code == 0, result.output
+    assert "the recipe can run" in result.stdout and "rank: 4" in result.stdout
+
+
+def test_memory_counts_what_the_loaded_model_has(sd3_folder):
+    """Counted on the live modules: network, VAE, LoRA tensors x (3 versions, gradient, 2 moments)."""
+    from imgrl.policies import LoraSpec, load_policy
+
+    recipe = resolve(None, [f"model.path={sd3_folder}", "model.lora.rank=4", "model.dtype=bf16"])
+    found = estimate(recipe, sd3_folder)
+    policy = load_policy(sd3_folder, lora=LoraSpec(rank=4))
+    lora = sum(t.numel() for t in policy.weights.tensors("current").values())
+    everything = {*policy.transformer.parameters(), *policy.transformer.buffers()}
+    persistent = sum(t.numel() for t in everything) - lora
+    assert found.transformer == pytest.approx(2 * persistent, rel=0.02)
+    assert found.vae == 4 * sum(p.numel() for p in policy.vae.parameters())
+    assert found.trained == 4 * lora * 6
+    assert found.training == found.transformer + found.vae + found.trained + found.activations
+
+
+def test_activations_grow_with_rows_and_shrink_with_checkpointing(sd3_folder):
+    def size(*overrides):
+        return estimate(resolve(None, overrides), sd3_folder).activations
+
+    rows = size("batch={groups: 4, group_size: 4, micro_groups: 2}")
+    assert size("batch={groups: 4, group_size: 4, micro_groups: 4}") == 2 * rows
+    assert size("model.gradient_checkpointing=true") < size()
+    assert size("model.dtype=bf16") * 2 == size()
+
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        tensor_shapes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["data.prompts=absent.txt"], "absent.txt"),
+        (["data.prompts=world:nowhere"], "world:nowhere"),
+        (["rewards={shapse: 1}"], "shapse"),
+        (["rewards.shapes=absent.py:score"], "absent.py"),
+        (["data.prompts=[a cat, a dog]", "rewards={jpeg_compressibility: 1}"], "only 2 prompts"),
+        (["data.prompts=[a cat, a dog]", "batch={groups: 2, micro_groups: 2}"], "shapes"),
+        (["batch.micro_groups=7"], "must be a multiple"),
+    ],
+)
+def test_refused(refused, small, overrides, part):
+    assert part in refused("check", *small, *overrides)
+
+
+def test_processes_take_part_in_the_arithmetic(refused, small):
+    assert "7 processes" in refused("check", *small, "--processes", "7")
+
+
+def test_an_incomplete_model_is_refused(refused, tmp_path):
+    (tmp_path / "broken").mkdir()
+    assert "model_index.json" in refused("check", "model.path=broken")
+
+
+def test_a_model_elsewhere_is_not_counted(imgrl):
+    result = imgrl("check", "model.path=org/model", "--json")
+    assert "not on this disk" in json.loads(result.stdout)["memory"]["unknown"]

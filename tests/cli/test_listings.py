@@ -1,0 +1,35 @@
+"""`imgrl rewards` and `imgrl doctor`."""
+
+import json
+import platform
+
+from imgrl.cli import doctor
+from imgrl.rewards import REWARDS
+
+
+def test_rewards_lists_every_built_in(imgrl):
+    text = imgrl("rewards").stdout
+    entries = json.loads(imgrl("rewards", "--json").stdout)
+    assert set(entries) == set(REWARDS)
+    for name, entry in REWARDS.items():
+        assert name in text
+        assert entries[name]["factory"] == entry.factory
+
+
+def test_doctor_reports_this_machine(imgrl):
+    found = json.loads(imgrl("doctor", "--json").stdout)
+    assert found["python"] == platform.python_version()
+    assert found["packages"]["torch"]
+    assert found["devices"][0].startswith("cpu")
+    assert found["disk_free_gib"] > 0
+    assert found["writable"] is True
+
+
+def test_doctor_fails_when_something_must_be_fixed(imgrl, monkeypatch):
+    def denied(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", denied)
+    result = imgrl("doctor")
+    assert result.exit_code == 1
+    assert "cannot be written to (Permission denied); set run.dir" in result.stdout
