@@ -71,3 +71,7 @@ app.command("check")(check.check)
 app.command("rewards")(rewards.rewards)
 app.command("doctor")(doctor.doctor)
 app.command("verify-resume")(verify_resume.verify_resume)
+
+
+if __name__ == "__main__":  # for torchrun -m
+    app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -29,50 +30,56 @@ def train(
 ) -> None:
     """Fine-tune a model with rewards.
 
-    Without arguments: the bundled tiny model on the embedded world, which needs no download.
+    Without arguments: the bundled tiny model on the embedded world, which needs no download. On several GPUs:
+    `torchrun --nproc-per-node 8 -m imgrl.cli.main train ...`, or the same with `accelerate launch`.
     """
     recipe = _recipe(arguments, resume)
     from imgrl.training.image_loop import Trainer
 
-    reporter = _reporter(quiet or as_json)
+    reporter = _reporter(silent=quiet or as_json or not _is_main())
     try:
         summary = Trainer(recipe, reporter=reporter).train(resume=resume is not None)
     finally:
-        if hasattr(reporter, "close"):  # a live display must not outlive an error
-            reporter.close()  # type: ignore[attr-defined]
-    if as_json:
+        if callable(close := getattr(reporter, "close", None)):
+            close()  # a live display must not outlive an error
+    if as_json and _is_main():
         print_json(summary.as_dict())
     if summary.interrupted:
         raise typer.Exit(130)
 
 
+def _is_main() -> bool:
+    """Whether this is the process that speaks: the first, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _recipe(arguments: list[str] | None, resume: Path | None) -> Recipe:
     from imgrl.config import DEFAULT_RECIPE, resolve
 
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     name, overrides = split_arguments(arguments)
     if resume is not None:
         if name is not None:
             raise ConfigError(f"--resume uses the recipe in {resume}, so leave out the recipe {name!r}")
-        recipe = resolve(_saved_recipe(resume), overrides)
+        recipe = resolve(_saved_recipe(resume), overrides, processes=processes)
         return replace(recipe, run=replace(recipe.run, dir=str(resume)))
-    recipe = resolve(name, overrides)
+    recipe = resolve(name, overrides, processes=processes)
     if recipe.run.dir is None:
-        stem = (
-            (name or DEFAULT_RECIPE)
-            .removesuffix(".yaml")
-            .removeprefix("configs/")
-            .strip("./")
-            .replace("/", "-")
-        )
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        recipe = replace(recipe, run=replace(recipe.run, dir=f"runs/{stem}-{stamp}"))
+        if processes > 1:
+            raise ConfigError(f"run.dir must be given where {processes} processes share one run folder")
+        recipe = replace(recipe, run=replace(recipe.run, dir=_new_folder(name or DEFAULT_RECIPE)))
     folder = Path(str(recipe.run.dir))
-    if (folder / "config.yaml").exists():
+    if _is_main() and (folder / "config.yaml").exists():  # the others may come when the first has written it
         raise ConfigError(
             f"{folder} already holds a run; continue it with `imgrl train --resume {folder}`, "
             "or choose another run.dir"
         )
     return recipe
+
+
+def _new_folder(recipe: str) -> str:
+    stem = recipe.removesuffix(".yaml").removeprefix("configs/").strip("./").replace("/", "-")
+    return f"runs/{stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _saved_recipe(run: Path) -> Path:
@@ -82,7 +89,7 @@ def _saved_recipe(run: Path) -> Path:
     return saved
 
 
-def _reporter(silent: bool) -> Reporter:
+def _reporter(*, silent: bool) -> Reporter:
     from imgrl.cli.progress import PlainReporter, RichReporter
     from imgrl.training.reporting import Silent
 

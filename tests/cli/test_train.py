@@ -44,3 +44,15 @@ def test_resume_takes_the_saved_recipe_and_the_folder_named(tmp_path):
     assert resumed.run == Run(dir=str(tmp_path), seed=5, rounds=9)
     with pytest.raises(ConfigError, match="leave out the recipe 'tiny-sd3/crd'"):
         _recipe(["tiny-sd3/crd"], tmp_path)
+
+
+def test_several_processes_need_a_folder_they_agree_on(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="run.dir must be given where 2 processes"):
+        _recipe(None, None)
+    (tmp_path / "config.yaml").touch()  # written by the first process meanwhile
+    monkeypatch.setenv("RANK", "1")
+    assert _recipe([f"run.dir={tmp_path}"], None).run.dir == str(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ConfigError, match="5 processes"):
+        _recipe([f"run.dir={tmp_path}"], None)
