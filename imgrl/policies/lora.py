@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -137,8 +138,13 @@ class LoraWeights(NamedWeights):
     def _inject(self, name: str) -> None:
         from peft import LoraConfig
 
-        config = LoraConfig(r=self.spec.rank, lora_alpha=self.spec.alpha, target_modules=self._paths)  # pyright: ignore[reportArgumentType]  # alpha may be a fraction
-        self._network.add_adapter(config, adapter_name=name)
+        # alpha may be a fraction, whatever peft's annotation says
+        config = LoraConfig(r=self.spec.rank, lora_alpha=self.spec.alpha, target_modules=self._paths)  # pyright: ignore[reportArgumentType]
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Already found a `peft_config`"
+            )  # several are the point
+            self._network.add_adapter(config, adapter_name=name)
 
     def _register(self, name: str) -> None:
         tensors: dict[str, Tensor] = {}

@@ -1,5 +1,6 @@
 """Tiny pipelines on disk, written once a session, and policies on them."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,15 @@ from tiny_models import build_flux, build_sd3
 from imgrl.policies import LoraSpec, Policy, load_policy
 
 LENGTH = {"sd3": 0, "flux": 8}
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Networks this small run many times faster on one thread, most of all where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +44,17 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@torch.no_grad()
-def disturb(policy: Policy, size: float = 0.2, seed: int = 0) -> None:
-    """Random weights in place of trained ones."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in policy.weights.parameters():
-        parameter += size * torch.randn(parameter.shape, generator=generator)
+@pytest.fixture
+def disturb() -> Callable[..., None]:
+    """Add random numbers to the weights, in place of training."""
+
+    @torch.no_grad()
+    def apply(policy: Policy, size: float = 0.2) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for parameter in policy.weights.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator)
+
+    return apply
 
 
 @pytest.fixture

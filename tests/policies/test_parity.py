@@ -1,7 +1,7 @@
 """Our sampler against stock diffusers pipelines of the same folder, float32: the difference is exactly 0.
 
-Flux with true guidance is the exception: diffusers runs two forwards of n rows, we run one of 2n, and matrix kernels
-round differently for another number of rows.
+Flux with true guidance is the exception: diffusers runs two forwards of n rows, we run one of 2n, and matrix
+kernels round differently for another number of rows.
 """
 
 from pathlib import Path
