@@ -31,10 +31,8 @@ def export(
     from imgrl.training.checkpoint import latest_checkpoint, load_weights
 
     checkpoint = latest_checkpoint(run) if (run / "checkpoints").is_dir() else run
-    saved = next(
-        (place / "config.yaml" for place in (checkpoint, run) if (place / "config.yaml").is_file()), None
-    )
-    if saved is None or checkpoint is None:
+    saved = None if checkpoint is None else checkpoint / "config.yaml"
+    if checkpoint is None or saved is None or not saved.is_file():
         raise CheckpointError(f"{run} is neither a run folder with a checkpoint nor a checkpoint")
     model = resolve(saved).model
     policy = load_policy(

@@ -1,0 +1,67 @@
+"""`imgrl export` of a checkpoint, against the weights that were put into it."""
+
+import json
+
+import pytest
+import torch
+
+from imgrl.recipe import LoraSpec, Model, Recipe, dump
+
+
+@pytest.fixture
+def trained(sd3_folder, tmp_path):
+    """A run with two checkpoints whose weights are known: the policy that the last one holds."""
+    from imgrl.policies import load_policy
+    from imgrl.training.checkpoint import pack, write_checkpoint
+
+    spec = LoraSpec(rank=2, alpha=4.0)
+    policy = load_policy(sd3_folder, lora=spec, names=("sampling",))
+    config = dump(Recipe(model=Model(path=str(sd3_folder), lora=spec)))
+    for number in (1, 10):
+        with torch.no_grad():
+            for tensor in policy.weights.tensors("current").values():
+                tensor.normal_(generator=torch.Generator().manual_seed(number))
+        named = {name: policy.weights.state_dict(name) for name in ("current", "sampling")}
+        write_checkpoint(tmp_path / "run", number, tensors={"weights": pack(named)}, state={}, config=config)
+    return policy
+
+
+def velocity(policy, weights="current"):
+    cond, x = policy.encode(["a dog"]), policy.initial_noise([0])
+    return policy.velocity(x, 0.5, cond, weights=weights).detach()
+
+
+def exported(sd3_folder, folder):
+    from imgrl.cli.models import load_for_sampling
+
+    return velocity(load_for_sampling(str(sd3_folder), folder, dtype="fp32", device="cpu"))
+
+
+def test_the_newest_checkpoint_is_exported(imgrl, trained, sd3_folder, tmp_path):
+    result = imgrl("export", "run", "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["folder"] == "run/export" and report["velocity_error"] < 1e-4
+    torch.testing.assert_close(
+        exported(sd3_folder, tmp_path / "run/export"), velocity(trained), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_other_weights_of_a_named_checkpoint(imgrl, trained, sd3_folder, tmp_path):
+    result = imgrl(
+        "export", "run/checkpoints/step-10", "--weights", "sampling", "-o", "out", "--device", "cpu"
+    )
+    assert result.exit_code == 0, result.output
+    assert "stock diffusers agrees to" in result.stdout
+    base = velocity(trained, "frozen")  # the copy was made before training: B is zero
+    torch.testing.assert_close(exported(sd3_folder, tmp_path / "out"), base, rtol=1e-4, atol=1e-5)
+
+
+def test_refused(refused, trained, tmp_path):
+    assert "neither a run folder with a checkpoint nor a checkpoint" in refused("export", "nowhere")
+    (tmp_path / "new" / "checkpoints").mkdir(parents=True)
+    assert "neither a run folder" in refused("export", "new")
+    assert "has no weights 'ema'" in refused("export", "run", "--weights", "ema", "--device", "cpu")
+    weights = tmp_path / "run/checkpoints/step-10/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "missing or was changed" in refused("export", "run", "--device", "cpu")
