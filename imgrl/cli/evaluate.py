@@ -8,6 +8,7 @@ import typer
 
 from imgrl.cli.common import AsJson, print_json, screen, whole_numbers
 from imgrl.cli.models import DeviceName, LoraPath, ModelName, Precision, load_for_sampling
+from imgrl.errors import DataError
 
 __all__ = ["app"]
 
@@ -29,24 +30,33 @@ def shapes(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     guidance: Annotated[float, typer.Option(min=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 1234,
-    batch: Annotated[int | None, typer.Option(min=1)] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
     dtype: Precision = "fp32",
     device: DeviceName = None,
     as_json: AsJson = False,
 ) -> None:
     """Six-task score of the embedded shape world."""
     from imgrl.data.prompts import load_prompts
-    from imgrl.evaluation.protocol import Protocol
-    from imgrl.evaluation.shapes import evaluate_shapes
+    from imgrl.evaluation.protocol import Protocol, generate
+    from imgrl.evaluation.shapes import score_images, summarise
 
-    table = load_prompts(prompts)[:limit]
+    chosen = load_prompts(prompts)[:limit]
+    if any("include" not in prompt.columns for prompt in chosen):
+        raise DataError(f"{prompts} has prompts without GenEval's column 'include', which eval shapes needs")
     policy = load_for_sampling(model, lora, dtype=dtype, device=device)
+    repeated = [prompt for prompt in chosen for _ in range(images_per_prompt)]
     results: dict[str, Any] = {}
     for count in whole_numbers(steps, "--steps"):
         protocol = Protocol(
-            images_per_prompt=images_per_prompt, steps=count, guidance=guidance, seed=seed, batch=batch
+            images_per_prompt=images_per_prompt,
+            steps=count,
+            guidance=guidance,
+            seed=seed,
+            weights="current",
+            batch=batch,
         )
-        results[f"{count} steps"] = evaluate_shapes(policy, table, protocol)
+        images = generate(policy, chosen, protocol)
+        results[f"{count} steps"] = summarise(score_images(images.cpu(), repeated))
     if as_json:
         print_json(results)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -26,15 +26,15 @@ class _Pace:
         self.total, self.minutes = total, recipe.run.minutes
         self.round = self.first = 0
         self.began = time.monotonic()
-        self.paused = 0.0  # seconds of evaluation, which do not count against run.minutes
+        self.paused = 0.0  # seconds that do not count against run.minutes
         self._pause: float | None = None
 
     def phase(self, name: str) -> None:
-        """Stop the clock during evaluations."""
+        """Stop the clock during what is not training."""
         now = time.monotonic()
         if self._pause is not None:
             self.paused, self._pause = self.paused + now - self._pause, None
-        if name == "evaluation":
+        if name in ("evaluation", "checkpoint", "export"):
             self._pause = now
 
     def advance(self, number: int) -> None:
@@ -194,7 +194,7 @@ def score_table(before: Mapping[str, float], after: Mapping[str, float]) -> Tabl
     table = Table()
     for column, justify in (("score", "left"), ("before", "right"), ("after", "right"), ("change", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for name in dict.fromkeys((*before, *after)):
+    for name in _once((*before, *after)):
         first, last = before.get(name), after.get(name)
         change = "-" if first is None or last is None else f"{last - first:+.3f}"
         table.add_row(
@@ -218,8 +218,15 @@ def _summary(summary: Summary) -> Group:
 
 
 def _numbers(results: Mapping[str, float]) -> str:
-    shown = [f"{key} {value:.3f}" for key, value in results.items() if isinstance(value, (int, float))]
-    return "  ".join(shown[:6])
+    bare = {key: value for key, value in results.items() if "@" not in key} or results
+    return "  ".join([f"{key} {value:.3f}" for key, value in bare.items()][:4])
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    """The names in their order, without those that repeat a ``name@steps`` under the bare name."""
+    names = list(dict.fromkeys(names))
+    exact = {name.split("@")[0] for name in names if "@" in name}
+    return [name for name in names if name not in exact]
 
 
 def _clock(seconds: float) -> str:

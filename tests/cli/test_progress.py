@@ -55,6 +55,16 @@ def test_both_end_with_time_by_phase_and_the_scores(kind):
     assert table.index("rollout") < table.index("update") < table.index("reward")  # the longest first
 
 
+def test_a_score_under_two_names_is_shown_once():
+    """Evaluations name the first sampler's figure twice, as heldout/x and heldout/x@10."""
+    scores = {"heldout/x@10": 0.25, "heldout/x": 0.25, "heldout/x@40": 0.5}
+    out = console(terminal=False)
+    out.print(progress.score_table(scores, {}))
+    text = out.file.getvalue()
+    assert text.count("heldout/x") == 2 and "heldout/x@10" in text and "heldout/x@40" in text
+    assert progress._numbers(scores) == "heldout/x 0.250"
+
+
 def test_the_bar_shows_phase_round_reward_and_score():
     reporter = RichReporter(console(terminal=False))
     reporter.start(Recipe(), 10)
