@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from imgrl.flow import guided
 __all__ = ["AdapterOff", "Anchor", "Ema", "Frozen", "Guided", "Mixture", "Snapshot", "Switch", "blend"]
 
 
+@runtime_checkable
 class Anchor(Protocol):
     """Weights that follow the trained ones by a rule."""
 

@@ -43,7 +43,7 @@ def group_mean(
 
 
 def _same_group(group: Tensor, gather: Gather) -> Tensor:
-    """Bool [n, rows of all processes]; a masked sum over it has a fixed order, which scattered adds have not."""
+    """Bool [n, rows everywhere]; a masked sum over it has a fixed order, which scattered adds have not."""
     return group[:, None] == gather(group)[None, :]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -44,7 +44,7 @@ class Batch:
             raw=self.raw,
             group=self.group,
             sigma=self.noised.sigma,
-            rows=self.current[:, 0].flatten(1)[:, 0],
+            rows=self.current.flatten(1)[:, 0],
         )
 
 
@@ -57,6 +57,7 @@ class LossOutput(NamedTuple):
     """Name -> [n], detached; the caller takes means over samples and updates."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """An algorithm: a per-sample loss and the declarations the training loop acts on."""
 
