@@ -53,7 +53,8 @@ def scene(metadata: Mapping[str, Any], rng: np.random.Generator, *, size: int = 
     low, high = (bound * size / IMAGE_SIZE for bound in _RADII[len(wanted)])
     while True:
         radii = rng.uniform(low, high, len(wanted))
-        places = _place(radii, relation, rng, size=size)
+        reach = radii * [_reach(shape) for shape, _ in wanted]
+        places = _place(radii, reach, relation, rng, size=size)
         if places is not None:
             return [
                 Placed(shape=s, color=c, x=x, y=y, radius=r)
@@ -68,18 +69,31 @@ def _free_color(shape: str, rng: np.random.Generator) -> str:
 
 
 def _place(
-    radii: np.ndarray, relation: str | None, rng: np.random.Generator, *, size: int, tries: int = 60
+    radii: np.ndarray,
+    reach: np.ndarray,
+    relation: str | None,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    tries: int = 60,
 ) -> list[tuple[float, float]] | None:
     for _ in range(tries):
         centers = [(float(rng.uniform(r + 2, size - r - 2)), float(rng.uniform(r + 2, size - r - 2))) for r in radii]
         pairs = [(i, j) for i in range(len(radii)) for j in range(i)]
         apart = all(
-            np.hypot(centers[i][0] - centers[j][0], centers[i][1] - centers[j][1]) >= radii[i] + radii[j] + _GAP
+            # Corners reach beyond the radius, so either the boxes or the circles around the corners keep the gap.
+            max(np.abs(np.subtract(centers[i], centers[j]))) >= radii[i] + radii[j] + _GAP
+            or np.hypot(*np.subtract(centers[i], centers[j])) >= reach[i] + reach[j] + _GAP
             for i, j in pairs
         )
         if apart and (relation is None or _holds(relation, centers, radii)):
             return centers
     return None
+
+
+def _reach(shape: str) -> float:
+    """Distance of the farthest corner from the centre, in radii."""
+    return max((float(np.hypot(x, y)) for x, y in outline(shape) or ()), default=1.0)
 
 
 def _holds(relation: str, centers: Sequence[tuple[float, float]], radii: np.ndarray) -> bool:
