@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imgrl.config.build import build
-from imgrl.config.geometry import check_batch
 from imgrl.config.overrides import apply_overrides
 from imgrl.config.tree import Node, parse_file
 from imgrl.recipe import Recipe, as_dict, config_hash, dump
 from imgrl.resources import recipe_path
+from imgrl.training.geometry import check_batch
 
 __all__ = ["DEFAULT_RECIPE", "Recipe", "as_dict", "check_batch", "config_hash", "dump", "resolve"]
 
