@@ -40,13 +40,14 @@ def shapes(
     from imgrl.evaluation.protocol import Protocol, generate
     from imgrl.evaluation.shapes import score_images, summarise
 
+    counts = whole_numbers(steps, "--steps")
     chosen = load_prompts(prompts)[:limit]
     if any("include" not in prompt.columns for prompt in chosen):
         raise DataError(f"{prompts} has prompts without GenEval's column 'include', which eval shapes needs")
     policy = load_for_sampling(model, lora, dtype=dtype, device=device)
     repeated = [prompt for prompt in chosen for _ in range(images_per_prompt)]
     results: dict[str, Any] = {}
-    for count in whole_numbers(steps, "--steps"):
+    for count in counts:
         protocol = Protocol(
             images_per_prompt=images_per_prompt,
             steps=count,
