@@ -82,8 +82,8 @@ class NamedWeights(ABC):
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay must lie in [0, 1], got {decay}.")
         self._require_copy(name)
-        if decay < 1.0:
-            copies = list(self.tensors(name).values())
+        copies = list(self.tensors(name).values())
+        if copies and decay < 1.0:
             torch._foreach_lerp_(copies, list(self.tensors(CURRENT).values()), 1.0 - decay)
 
     @torch.no_grad()

@@ -181,6 +181,8 @@ class Policy(Geometry):
         count = _rows(cond)
         if len(seeds) != count:
             raise ValueError(f"sample needs one seed per prompt: got {len(seeds)} seeds for {count} prompts.")
+        if guidance > 1.0 and negative is None:
+            negative = self.encode([""])
         noise = self.initial_noise(seeds, height, width)
         sigmas = self.sigmas(steps, height, width)
         parts = []
@@ -203,9 +205,11 @@ class Policy(Geometry):
         """Images float32 [n, 3, H, W] in [0, 1] of clean latents, by the float32 VAE, ``batch`` at a time."""
         scale, offset = self._vae_scale
         images = []
-        with torch.autocast(latents.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             for rows in _slices(latents.shape[0], batch):
-                pixels = self.vae.decode(latents[rows].float() / scale + offset, return_dict=False)[0]
+                pixels = self.vae.decode(
+                    latents[rows].to(self.device).float() / scale + offset, return_dict=False
+                )[0]
                 images.append((pixels * 0.5 + 0.5).clamp(0, 1))
         return torch.cat(images)
 
@@ -214,14 +218,14 @@ class Policy(Geometry):
         """Clean latents of images [n, 3, H, W] in [0, 1], the mean of the VAE's posterior."""
         scale, offset = self._vae_scale
         latents = []
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             for rows in _slices(images.shape[0], batch):
                 posterior = self.vae.encode(images[rows].float().to(self.device) * 2 - 1).latent_dist
                 latents.append((posterior.mode() - offset) * scale)
         return torch.cat(latents)
 
     def export(self, folder: str | Path, *, weights: str = "current", verify: bool = True) -> Manifest:
-        """Write ``weights`` in forms that stock diffusers and ComfyUI load, and check that they do.
+        """Write ``weights`` for stock diffusers (checked in a fresh pipeline) and, a LoRA, for ComfyUI.
 
         See :func:`imgrl.policies.export.export`.
         """

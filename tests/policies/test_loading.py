@@ -56,6 +56,15 @@ def test_foreign_and_broken_folders_are_named(copied: Path, tmp_path: Path) -> N
         load_policy(copied)
 
 
+def test_an_unknown_hub_name_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelError, match="'nobody/nothing' is no folder here and could not be downloaded"
+    ) as error:
+        load_policy("nobody/nothing")
+    assert "\n" not in str(error.value)
+
+
 def test_another_scheduler_or_no_vae_is_refused(copied: Path) -> None:
     edit(copied, scheduler=["diffusers", "DDIMScheduler"])
     with pytest.raises(ModelError, match="uses DDIMScheduler"):
