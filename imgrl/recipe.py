@@ -95,6 +95,8 @@ class Data:
 
     prompts: Text | tuple[Text, ...] = "world:train"
     """A .txt or .jsonl file, a built-in set (``world:train``), or the prompts themselves."""
+    balance: Text | None = None
+    """A column, such as ``tag``, whose values should be equally frequent in every round."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def cache_latents(work: Path, count: int, tokenizer: Any, seed: int) -> dict[str
         images, captions = training_batch(rng, 250)
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(images).latent_dist.mean
-        latents.append(((mean.float() - vae.config.shift_factor) * vae.config.scaling_factor).half())
+        latents.append(((mean.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().contiguous())
         ids.append(tokenize(tokenizer, captions))
     cache = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
     save_file(cache, file)
@@ -202,6 +202,29 @@ def restore(work: Path, model: Any, average: Any, optimizer: Any) -> tuple[float
     return state["seconds"], state["step"]
 
 
+def silent_t5() -> nn.Module:
+    """A one-layer T5 whose output is exactly zero: what stock diffusers puts in the place of a missing T5.
+
+    ``StableDiffusion3Pipeline.from_pretrained`` refuses a folder without one unless the caller repeats that it is
+    missing, so the folder holds this one instead.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=8, d_model=2 * ENCODER_WIDTH, d_kv=1, d_ff=1, num_layers=1, num_heads=1)
+    model = T5EncoderModel(config)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    return model.eval()
+
+
+def t5_tokenizer() -> Any:
+    """A T5 tokenizer that knows nothing."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
 def assemble(model: Model, tokenizer: Any, work: Path) -> None:
     """Write the stock pipeline folder ``<work>/tiny-sd3``."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
@@ -214,8 +237,8 @@ def assemble(model: Model, tokenizer: Any, work: Path) -> None:
         tokenizer=tokenizer,
         text_encoder_2=model.text_encoder_2.eval(),
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=silent_t5(),
+        tokenizer_3=t5_tokenizer(),
     ).save_pretrained(work / "tiny-sd3")
 
 

@@ -20,6 +20,9 @@ WORLD_SETS: dict[str, tuple[str, tuple[str, ...] | None]] = {
 }
 """Prompts made on the spot: split and tasks (None is GenEval's six)."""
 
+HELD_OUT_PER_TASK = 24
+"""Prompts of each task in the held-out sets; tasks with fewer repeat theirs, so that all weigh the same."""
+
 _RESERVED = ("images", "prompts")  # a column of that name would collide with a reward's own parameters
 
 
@@ -62,7 +65,13 @@ def _world(source: str) -> list[Prompt]:
     from imgrl.world import prompts as grammar
 
     split, tasks = WORLD_SETS[source]
-    return grammar.prompts(split, grammar.TASKS if tasks is None else tasks)  # pyright: ignore[reportArgumentType]
+    limit = HELD_OUT_PER_TASK if split == "heldout" else None
+    return grammar.prompts(
+        split,  # pyright: ignore[reportArgumentType]
+        grammar.TASKS if tasks is None else tasks,
+        limit_per_task=limit,
+        repeat_to_limit=limit is not None,
+    )
 
 
 def _read(path: Path) -> Iterator[tuple[str, Any]]:

@@ -85,11 +85,19 @@ class Policy(Geometry):
         return {name: tensor[0] for name, tensor in self._encode_text(self._encoders, prompt).items()}
 
     def _load_encoders(self) -> Any:
-        pipeline = open_stock_pipeline(self.folder, dtype=self.dtype, transformer=self.transformer, vae=None)
+        unused = dict.fromkeys(self._unused_components)
+        pipeline = open_stock_pipeline(
+            self.folder, dtype=self.dtype, transformer=self.transformer, vae=None, **unused
+        )
         for name, part in pipeline.components.items():
             if name.startswith("text_encoder") and part is not None:
                 part.to(self.device).requires_grad_(False)
         return pipeline
+
+    @property
+    def _unused_components(self) -> tuple[str, ...]:
+        """Components of the folder that encoding can do without."""
+        return ()
 
     def _embedding_identity(self) -> dict[str, str]:
         return {

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from imgrl.errors import ConfigError
 from imgrl.policies.base import Policy
 
 __all__ = ["SD3Policy"]
@@ -15,8 +14,9 @@ __all__ = ["SD3Policy"]
 class SD3Policy(Policy):
     """SD3: unpacked latents, timestep 1000 sigma, classifier-free guidance.
 
-    Without a T5 encoder the stock pipeline appends ``max_sequence_length`` zero tokens (256 by default); 0
-    leaves them out, which is faster but another conditioning, so train and sample with the same number.
+    Without a T5 encoder the stock pipeline appends ``max_sequence_length`` zero tokens (256 by default).
+    ``max_sequence_length=0`` leaves out T5 and zeros alike, which is faster but another conditioning, so train and
+    sample with the same number.
     """
 
     family: ClassVar[str] = "sd3"
@@ -69,9 +69,6 @@ class SD3Policy(Policy):
     def _grid(self, steps: int) -> dict[str, Any]:
         return {"num_inference_steps": steps}
 
-    def _check_length(self) -> None:
-        super()._check_length()
-        if self.max_sequence_length == 0 and (self.folder / "text_encoder_3").is_dir():
-            raise ConfigError(
-                "max_sequence_length 0 only fits an SD3 folder without text_encoder_3 (T5): use 1 or more."
-            )
+    @property
+    def _unused_components(self) -> tuple[str, ...]:
+        return ("text_encoder_3", "tokenizer_3") if self.max_sequence_length == 0 else ()

@@ -1,0 +1,119 @@
+"""Held-out scores during a run: a fixed protocol on prompts that training never sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imgrl.evaluation.diversity import diversity
+from imgrl.evaluation.drift import velocity_norm_ratio
+from imgrl.evaluation.grid import save_grid
+from imgrl.evaluation.protocol import Protocol, generate
+from imgrl.evaluation.shapes import score_images, summarise
+from imgrl.training.phases import Phases
+from imgrl.training.setup import Parts
+from imgrl.types import Prompt
+
+__all__ = ["HeldOut"]
+
+_DRIFT_IMAGES = 64  # noised points of the velocity norm
+
+
+class HeldOut:
+    """Scores the policy on ``evaluation.prompts``; every process makes a part of the images."""
+
+    def __init__(self, parts: Parts, phases: Phases) -> None:
+        self.parts, self.phases, self.settings = parts, phases, parts.recipe.evaluation
+
+    def scores(self, round: int, steps: tuple[int, ...]) -> dict[str, float]:
+        """Every held-out figure after ``round`` rounds; the first of ``steps`` also under its bare name."""
+        results: dict[str, float] = {}
+        with self.phases("evaluation"):
+            for count in steps:
+                found = self._scores_at(round, count, first=count == steps[0])
+                results |= {f"heldout/{name}@{count}": value for name, value in found.items()}
+                if count == steps[0]:
+                    results |= {f"heldout/{name}": value for name, value in found.items()}
+        return results
+
+    def protocol(self) -> dict[str, Any]:
+        """How the figures are made, for the summary."""
+        settings, recipe = self.settings, self.parts.recipe
+        return {
+            "prompts": settings.prompts,
+            "count": len(self.parts.heldout),
+            "images_per_prompt": settings.images_per_prompt,
+            "steps": list(settings.steps),
+            "solver": settings.solver,
+            "guidance": settings.guidance,
+            "weights": settings.weights,
+            "seed": settings.seed,
+            "model": recipe.model.path,
+            "dtype": recipe.model.dtype,
+            "max_sequence_length": recipe.model.max_sequence_length,
+        }
+
+    def _scores_at(self, round: int, steps: int, *, first: bool) -> dict[str, float]:
+        parts, settings, world = self.parts, self.settings, self.parts.world
+        total = len(parts.heldout) * settings.images_per_prompt
+        rows = torch.arange(total)[world.rank :: world.size]
+        protocol = Protocol(
+            images_per_prompt=settings.images_per_prompt,
+            steps=steps,
+            guidance=settings.guidance,
+            seed=settings.seed,
+            solver=settings.solver,
+            weights=settings.weights,
+            batch=settings.batch or parts.recipe.rollout.batch or 64,
+        )
+        images = generate(parts.policy, parts.heldout, protocol, rows=rows.tolist()).cpu()
+        prompts = [parts.heldout[int(row) // settings.images_per_prompt] for row in rows]
+        results = self._reward_means(images, prompts, rows)
+        if all("include" in prompt.columns for prompt in parts.heldout):
+            results |= self._shapes(images, prompts)
+        results["diversity"] = self._diversity(images, rows)
+        if first:
+            results["velocity_norm"] = self._velocity_norm(images[:_DRIFT_IMAGES], prompts[:_DRIFT_IMAGES])
+            if world.main and settings.grid:
+                self._grid(round, images)
+        return results
+
+    def _reward_means(self, images: Tensor, prompts: list[Prompt], rows: Tensor) -> dict[str, float]:
+        """Mean raw value of every reward over the images that it applies to."""
+        world = self.parts.world
+        scores = self.parts.rewards.score(images, prompts, group=rows // self.settings.images_per_prompt)
+        means = {}
+        for name, values in scores.values.items():
+            good = values[~values.isnan()].double()
+            total = world.add(torch.tensor([float(good.sum()), float(len(good))], device=world.device))
+            means[name] = float(total[0] / total[1]) if total[1] else float("nan")
+        return means
+
+    def _shapes(self, images: Tensor, prompts: list[Prompt]) -> dict[str, float]:
+        """ShapeEval, whose official score takes the name of the training reward, which gives partial credit."""
+        verdicts = self.parts.world.gather_objects(score_images(images, prompts))
+        return summarise(verdicts)
+
+    def _diversity(self, images: Tensor, rows: Tensor) -> float:
+        """Mean pairwise distance inside prompts; a prompt's images may live on several processes."""
+        world = self.parts.world
+        everything = world.gather(images.to(world.device)).cpu()
+        order = world.gather(rows.to(world.device)).cpu()
+        return diversity(everything, order // self.settings.images_per_prompt)
+
+    def _velocity_norm(self, images: Tensor, prompts: list[Prompt]) -> float:
+        """Length of the trained velocity over the frozen one; far above or below 1 is drift."""
+        policy = self.parts.policy
+        if "frozen" not in policy.weights.names:
+            return float("nan")
+        latents = policy.to_latents(images)
+        cond = policy.encode([prompt.text for prompt in prompts])
+        return velocity_norm_ratio(policy, latents, cond, policy.sigmas(8), seed=self.settings.seed)
+
+    def _grid(self, round: int, images: Tensor) -> None:
+        """The first prompts' images, one row a prompt, at the seeds of every other evaluation."""
+        per, size = self.settings.images_per_prompt, self.parts.world.size
+        whole = images[: self.settings.grid * per // size]  # this process's part, a share of each prompt
+        save_grid(whole, self.parts.folder / "grids" / f"round-{round:05d}.png", columns=max(1, per // size))

@@ -1,0 +1,211 @@
+"""The one loop for image models: rollout, rewards, advantages, update, blend.
+
+Algorithms differ by their objective alone (``imgrl/objectives/image``); nothing here knows which one runs.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imgrl.recipe import Recipe
+from imgrl.training import run_folder
+from imgrl.training.distributed import World
+from imgrl.training.heldout import HeldOut
+from imgrl.training.interrupt import Interrupt
+from imgrl.training.phases import Phases
+from imgrl.training.reporting import Reporter, Silent, Summary
+from imgrl.training.rollout import Rollout, advantages_of, collect
+from imgrl.training.setup import Parts, prepare
+from imgrl.training.state import restore, save
+from imgrl.training.tracking import Metrics
+from imgrl.training.update import UpdateResult
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Trains a text-to-image policy against rewards.
+
+    Example:
+        ``Trainer(Recipe(rewards={"bright": my_function}, run=Run(dir="runs/bright"))).train()``
+    """
+
+    def __init__(self, recipe: Recipe, *, reporter: Reporter | None = None) -> None:
+        self.recipe = recipe
+        self.reporter: Reporter = reporter or Silent()
+        self.phases = Phases()
+        self.round = 0
+        """Rounds done."""
+        self.step = 0
+        """Optimiser steps done; schedules count these."""
+        self.seconds = 0.0
+        """Training time, evaluation and checkpoints not counted, over all sessions of the run."""
+
+    def train(self, *, resume: bool = False) -> Summary:
+        """Run to the last round or minute, or to the end of the round in which Ctrl-C came.
+
+        Args:
+            resume: continue from the newest checkpoint of ``run.dir``.
+
+        Raises:
+            ImgrlError: in one sentence, for anything that cannot run; before the first round where it can be known.
+        """
+        parts = prepare(self.recipe, resume=resume)
+        reporter = self.reporter if parts.world.main else Silent()
+        self.phases = Phases(reporter.phase)
+        self.metrics = Metrics(parts.folder, parts.world)
+        self.heldout = HeldOut(parts, self.phases)
+        if resume:
+            self.round, self.step, self.seconds = restore(parts)
+            self.metrics.rewind(self.round)
+        reporter.start(self.recipe, self.recipe.run.rounds)
+        for message in parts.messages:
+            reporter.message(message)
+        before = self._before(parts, reporter)
+        with Interrupt() as interrupt:
+            while not (interrupt.asked or self._done()):
+                self._round(parts, reporter)
+            summary = self._finish(parts, before, reporter, interrupted=interrupt.asked and not self._done())
+        reporter.finish(summary)
+        return summary
+
+    def _round(self, parts: Parts, reporter: Reporter) -> None:
+        """One round, as the architecture page draws it."""
+        start, recipe, world = time.perf_counter(), self.recipe, parts.world
+        prompts = [parts.prompts[i] for i in parts.sampler.next_round()]
+        rollout = collect(
+            parts.policy,
+            parts.rewards,
+            prompts,
+            recipe=recipe,
+            round=self.round,
+            world=world,
+            phases=self.phases,
+        )
+        advantages, mine = advantages_of(rollout, recipe=recipe, world=world)
+        with self.phases("update"):
+            result = parts.updater.run(rollout, advantages, mine, round=self.round)
+            self.step += result.steps
+            decays = self._blend(parts, result)
+        self.round += 1
+        self.seconds += time.perf_counter() - start
+        row = self._row(rollout, advantages, result, world) | decays
+        reporter.round_end(self.round, row)
+        if due(self.round, recipe.evaluation.every) and not self._done():
+            scores = self.heldout.scores(self.round, recipe.evaluation.steps[:1])
+            reporter.evaluation(self.round, scores)
+            row |= scores
+        self.metrics.log(self.round, row)
+        if due(self.round, recipe.checkpoint.every) and not self._done():
+            self._save(parts)
+
+    def _blend(self, parts: Parts, result: UpdateResult) -> dict[str, float]:
+        """Let the copies follow the trained weights; returns the decays used."""
+        weights, objective = parts.policy.weights, self.recipe.objective
+        decays: dict[str, float] = {}
+        if result.steps:
+            if "old" in parts.copies:
+                decays["old"] = objective.old(self.step)
+            if objective.sampling is not None:
+                decays["sampling"] = objective.sampling(self.step)
+            if self.recipe.evaluation.ema is not None:
+                decays["ema"] = self.recipe.evaluation.ema**result.steps
+        for name, decay in decays.items():
+            weights.blend(name, decay)
+        return {f"decay/{name}": decay for name, decay in decays.items()}
+
+    def _row(self, rollout: Rollout, advantages: Any, result: UpdateResult, world: World) -> dict[str, float]:
+        """What is logged of a round: means over all images of all processes."""
+        scores, groups = rollout.scores, self.recipe.batch.groups
+        images = groups * self.recipe.batch.group_size
+        row = {"reward": _mean(scores.total, world)}
+        row |= {f"reward/{name}": _mean(values, world) for name, values in scores.values.items()}
+        failed = torch.tensor([float(sum(scores.failures.values()))], device=world.device)
+        row |= {
+            "groups/zero_variance": len(advantages.zero_variance_groups) / groups,
+            "groups/dropped": len(advantages.dropped_groups) / groups,
+            "reward/failed": float(world.add(failed)),
+            "reward/masked": 1 - float(advantages.valid.double().mean()),
+            "images": float(images * self.round),
+            "optimizer_steps": float(self.step),
+            "minutes": self.seconds / 60,
+        }
+        row |= result.metrics
+        row |= {f"seconds/{name}": seconds for name, seconds in self.phases.seconds.items()}
+        return row
+
+    def _done(self) -> bool:
+        minutes = self.recipe.run.minutes
+        return self.round >= self.recipe.run.rounds or (minutes is not None and self.seconds >= 60 * minutes)
+
+    def _before(self, parts: Parts, reporter: Reporter) -> dict[str, float]:
+        """Scores of the base model: measured at the start, read back on resume."""
+        file = parts.folder / "before.json"
+        if self.round and file.exists():
+            return run_folder.read_json(file)
+        scores = self.heldout.scores(0, self.recipe.evaluation.steps)
+        reporter.evaluation(0, scores)
+        self.metrics.rewind(-1)
+        self.metrics.log(0, scores)
+        if parts.world.main:
+            run_folder.write_json(file, scores)
+        return scores
+
+    def _save(self, parts: Parts) -> Path | None:
+        with self.phases("checkpoint"):
+            return save(parts, round=self.round, step=self.step, seconds=self.seconds)
+
+    def _finish(
+        self, parts: Parts, before: dict[str, float], reporter: Reporter, *, interrupted: bool
+    ) -> Summary:
+        """Save, score, export and sum up; an interrupted run only saves, and can be resumed."""
+        checkpoint = self._save(parts)
+        after: dict[str, float] = {}
+        if not interrupted:
+            after = self.heldout.scores(self.round, self.recipe.evaluation.steps)
+            reporter.evaluation(self.round, after)
+            self.metrics.log(self.round, {"final": 1.0, **after})
+        paths = {"run": str(parts.folder), "metrics": str(self.metrics.file), "checkpoint": str(checkpoint)}
+        if parts.world.main and not interrupted:
+            with self.phases("export"):
+                manifest = parts.policy.export(parts.folder / "lora")
+            reporter.message(manifest_line(manifest))
+            paths |= {"lora": str(parts.folder / "lora"), "grids": str(parts.folder / "grids")}
+        parts.world.accelerator.end_training()
+        summary = Summary(
+            run_dir=str(parts.folder),
+            rounds=self.round,
+            minutes=self.seconds / 60,
+            before=before,
+            after=after,
+            protocol=self.heldout.protocol(),
+            phase_seconds=dict(self.phases.seconds),
+            paths=paths,
+            interrupted=interrupted,
+        )
+        if parts.world.main:
+            run_folder.write_json(parts.folder / "summary.json", summary.as_dict())
+        return summary
+
+
+def due(round: int, every: int) -> bool:
+    """Whether something that happens every so many rounds happens after this one; never for 0."""
+    return every > 0 and round % every == 0
+
+
+def manifest_line(manifest: Any) -> str:
+    """What the export says of itself in one line."""
+    if manifest.velocity_error is None:
+        return "exported without a check against stock diffusers"
+    return f"exported; a fresh stock pipeline reproduces its velocity to {manifest.velocity_error:.1e}"
+
+
+def _mean(values: torch.Tensor, world: World) -> float:
+    """Mean over the finite values of all processes."""
+    good = values[~values.isnan()].double()
+    total = world.add(torch.tensor([float(good.sum()), float(len(good))], device=world.device))
+    return float(total[0] / total[1]) if total[1] else float("nan")

@@ -1,0 +1,114 @@
+"""The first half of a round: prompts to images, images to rewards, rewards to advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from imgrl.recipe import Recipe
+from imgrl.training.distributed import World
+from imgrl.training.groups import Advantages, group_advantages
+from imgrl.training.phases import Phases
+from imgrl.training.seeds import IMAGE, derive
+from imgrl.types import Prompt, Samples, Scores
+
+if TYPE_CHECKING:
+    from imgrl.policies import Policy
+    from imgrl.rewards import RewardSet
+
+__all__ = ["Rollout", "advantages_of", "collect", "local_rows"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """This process's share of a round: images, what they earned, and where they stand in the whole."""
+
+    samples: Samples
+    scores: Scores
+    rows: Tensor
+    """int64 [n]: each image's number in the round, 0 .. groups x group_size."""
+
+
+def local_rows(recipe: Recipe, world: World) -> Tensor:
+    """The rows of a round that this process makes: its slice of every micro-batch."""
+    batch = recipe.batch
+    micro = batch.micro_groups * batch.group_size
+    starts = range(0, batch.groups * batch.group_size, micro)
+    return torch.cat([torch.arange(start, start + micro)[world.share(micro)] for start in starts])
+
+
+def collect(
+    policy: Policy,
+    rewards: RewardSet,
+    prompts: Sequence[Prompt],
+    *,
+    recipe: Recipe,
+    round: int,
+    world: World,
+    phases: Phases,
+) -> Rollout:
+    """Sample, decode and score this process's images of a round; ``prompts`` has one entry a group."""
+    rows, size = local_rows(recipe, world), recipe.batch.group_size
+    chosen = tuple(prompts[int(row) // size] for row in rows)
+    seeds = tuple(derive(recipe.run.seed, IMAGE, round, int(row)) for row in rows)
+    model, rollout = recipe.model, recipe.rollout
+    with phases("rollout"):
+        latents = policy.sample(
+            policy.encode([prompt.text for prompt in chosen]),
+            seeds,
+            steps=rollout.steps,
+            weights=sampling_name(recipe),
+            guidance=rollout.guidance,
+            solver=rollout.solver,
+            height=model.height,
+            width=model.width,
+            batch=rollout.batch,
+        )
+    with phases("decode"):
+        images = policy.decode(latents, batch=rollout.batch)
+    group = round * recipe.batch.groups + rows // size
+    samples = Samples(prompts=chosen, group=group, seeds=seeds, latents=latents, images=images)
+    with phases("reward"):
+        scores = rewards.score(images.cpu(), chosen, group=group, group_size=size)
+    return Rollout(samples=samples, scores=scores, rows=rows)
+
+
+def sampling_name(recipe: Recipe) -> str:
+    """The weights that make the images: their own copy, or the objective's old one if they share."""
+    return "old" if recipe.objective.sampling is None else "sampling"
+
+
+def advantages_of(rollout: Rollout, *, recipe: Recipe, world: World) -> tuple[Advantages, Tensor]:
+    """Advantages of the whole round (rows of all processes, in rank order), and which rows are this process's."""
+    settings, scores = recipe.advantage, rollout.scores
+    group = world.gather(rollout.samples.group.to(world.device)).cpu()
+    mask = world.gather(scores.mask.to(world.device)).cpu()
+
+    def whole(values: Tensor) -> Tensor:
+        return world.gather(values.to(world.device)).cpu()
+
+    weights = _weights(recipe)
+    named = {name: whole(values) for name, values in scores.values.items() if weights[name]}
+    advantages = group_advantages(
+        named if settings.combine == "gdpo" or len(named) > 1 else whole(scores.total),
+        group,
+        std=settings.std,
+        eps=settings.eps,
+        eps_added=settings.eps_added,
+        clip=recipe.objective.advantage_clip,
+        mask=mask,
+        combine=settings.combine,
+        weights=weights if settings.combine == "gdpo" or len(named) > 1 else None,
+    )
+    mine = torch.arange(len(group)).view(world.size, -1)[world.rank]
+    return advantages, mine
+
+
+def _weights(recipe: Recipe) -> dict[str, float]:
+    from imgrl.rewards.spec import read_spec
+
+    return {name: read_spec(name, given).weight for name, given in recipe.rewards.items()}

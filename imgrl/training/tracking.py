@@ -1,0 +1,68 @@
+"""Numbers out of a run: metrics.jsonl always, other trackers through accelerate when asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imgrl.training.distributed import World
+
+__all__ = ["Metrics", "environment"]
+
+_PACKAGES = ("imgrl", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy")
+
+
+class Metrics:
+    """Appends rows to ``metrics.jsonl`` and hands them to accelerate's trackers; only the main process writes."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        self.file, self.world = folder / "metrics.jsonl", world
+
+    def log(self, round: int, values: Mapping[str, float]) -> None:
+        """Write one row for a round."""
+        if self.world.main:
+            with self.file.open("a") as handle:
+                handle.write(json.dumps({"round": round, **values}) + "\n")
+        self.world.accelerator.log(dict(values), step=round)
+
+    def rewind(self, round: int) -> None:
+        """Drop rows after ``round``: a resumed run writes them again."""
+        if not self.world.main or not self.file.exists():
+            return
+        rows = [line for line in self.file.read_text().splitlines() if _round_of(line) <= round]
+        partial = self.file.with_suffix(".partial")
+        partial.write_text("".join(f"{row}\n" for row in rows))
+        os.replace(partial, self.file)
+
+
+def _round_of(line: str) -> float:
+    try:
+        return json.loads(line)["round"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # a line cut short by a crash
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Versions and hardware, for ``environment.json``."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor()
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device or world.device.type,
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "packages": versions,
+    }
