@@ -1,7 +1,7 @@
 """Prompt grammar of the embedded world, in GenEval's metadata format, and its held-out split.
 
-A prompt is held out if it contains a held-out combination: a (colour, shape) pair, an ordered pair of shapes, a
-(shape, count) pair, a bare shape name, or a sign word. Training prompts contain none of them.
+A prompt is held out if it contains a held-out combination: a (colour, shape) pair, an ordered pair of shapes,
+a (shape, count) pair, a bare shape name, or a sign word. Training prompts contain none of them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,27 @@ from typing import Any, Literal
 import numpy as np
 
 from imgrl.types import Prompt
-from imgrl.world.vocabulary import COLORS, COUNT_WORDS, RELATIONS, SHAPES, TASKS, TEXT_TASK, WORDS, plural, with_article
+from imgrl.world.vocabulary import (
+    COLORS,
+    COUNT_WORDS,
+    RELATIONS,
+    SHAPES,
+    TASKS,
+    TEXT_TASK,
+    WORDS,
+    plural,
+    with_article,
+)
 
-__all__ = ["ALL_TASKS", "HELD_OUT_SHARE", "Split", "all_prompts", "held_out_combinations", "is_held_out", "prompts"]
+__all__ = [
+    "ALL_TASKS",
+    "HELD_OUT_SHARE",
+    "Split",
+    "all_prompts",
+    "held_out_combinations",
+    "is_held_out",
+    "prompts",
+]
 
 Split = Literal["train", "heldout"]
 ALL_TASKS = (*TASKS, TEXT_TASK)
@@ -43,7 +61,7 @@ def held_out_combinations() -> dict[str, frozenset[Any]]:
 
 
 def _balanced_color_shape(rng: np.random.Generator) -> frozenset[tuple[str, str]]:
-    """About 20 % of the 48 pairs, at most two a shape and two a colour, so that every name is still learned."""
+    """About 20 % of the 48 pairs, at most two a shape and two a colour: every name is still learned."""
     pairs = list(product(COLORS, SHAPES))
     chosen: list[tuple[str, str]] = []
     for i in rng.permutation(len(pairs)):
@@ -70,46 +88,77 @@ def is_held_out(metadata: dict[str, Any]) -> bool:
 
 
 def _named_order(metadata: dict[str, Any]) -> tuple[str, str]:
-    """The two shapes in the order in which the prompt names them (metadata puts a relation's target first)."""
+    """The two shapes as the prompt orders them (metadata puts a relation's target first)."""
     first, second = (clause["class"] for clause in metadata["include"])
     return (second, first) if metadata["tag"] == "position" else (first, second)
 
 
-def all_prompts(task: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every (prompt, metadata) of one task in a fixed order; 1902 over the six tasks, as many signs as words."""
-    if task == "single_object":
-        yield from (_entry(task, with_article(s), [_clause(s)]) for s in SHAPES)
-    elif task == "two_object":
-        for a, b in permutations(SHAPES, 2):
-            yield _entry(task, f"{with_article(a)} and {with_article(b)}", [_clause(a), _clause(b)])
-    elif task == "counting":
-        for shape, (count, word) in product(SHAPES, COUNT_WORDS.items()):
-            exclude = [{"class": shape, "count": count + 1}]
-            yield _entry(task, f"{word} {plural(shape)}", [_clause(shape, count)], exclude)
-    elif task == "colors":
-        for color, shape in product(COLORS, SHAPES):
-            yield _entry(task, with_article(f"{color} {shape}"), [_clause(shape, color=color)])
-    elif task == "position":
-        for (a, b), relation in product(permutations(SHAPES, 2), RELATIONS):
-            moved = {**_clause(a), "position": [relation, 0]}
-            yield _entry(task, f"{with_article(a)} {relation} {with_article(b)}", [_clause(b), moved])
-    elif task == "color_attr":
-        for (a, b), (ca, cb) in product(permutations(SHAPES, 2), permutations(COLORS, 2)):
-            text = f"{with_article(f'{ca} {a}')} and {with_article(f'{cb} {b}')}"
-            yield _entry(task, text, [_clause(a, color=ca), _clause(b, color=cb)])
-    elif task == TEXT_TASK:
-        for word in WORDS:
-            text = f'a sign that says "{word}"'
-            yield text, {"tag": TEXT_TASK, "include": [], "text": word, "prompt": text}
-    else:
+Entry = tuple[str, dict[str, Any]]
+"""A prompt and its metadata."""
+
+
+def all_prompts(task: str) -> Iterator[Entry]:
+    """Every (prompt, metadata) of one task in a fixed order; 1902 over the six tasks; one sign a word."""
+    if task not in _GRAMMAR:
         raise ValueError(f"Expected a task among {', '.join(ALL_TASKS)}, got {task!r}.")
+    return _GRAMMAR[task]()
+
+
+def _single_object() -> Iterator[Entry]:
+    for shape in SHAPES:
+        yield _entry("single_object", with_article(shape), [_clause(shape)])
+
+
+def _two_object() -> Iterator[Entry]:
+    for a, b in permutations(SHAPES, 2):
+        yield _entry("two_object", f"{with_article(a)} and {with_article(b)}", [_clause(a), _clause(b)])
+
+
+def _counting() -> Iterator[Entry]:
+    for shape, (count, word) in product(SHAPES, COUNT_WORDS.items()):
+        exclude = [{"class": shape, "count": count + 1}]
+        yield _entry("counting", f"{word} {plural(shape)}", [_clause(shape, count)], exclude)
+
+
+def _colors() -> Iterator[Entry]:
+    for color, shape in product(COLORS, SHAPES):
+        yield _entry("colors", with_article(f"{color} {shape}"), [_clause(shape, color=color)])
+
+
+def _position() -> Iterator[Entry]:
+    for (a, b), relation in product(permutations(SHAPES, 2), RELATIONS):
+        moved = {**_clause(a), "position": [relation, 0]}
+        yield _entry("position", f"{with_article(a)} {relation} {with_article(b)}", [_clause(b), moved])
+
+
+def _color_attr() -> Iterator[Entry]:
+    for (a, b), (ca, cb) in product(permutations(SHAPES, 2), permutations(COLORS, 2)):
+        text = f"{with_article(f'{ca} {a}')} and {with_article(f'{cb} {b}')}"
+        yield _entry("color_attr", text, [_clause(a, color=ca), _clause(b, color=cb)])
+
+
+def _signs() -> Iterator[Entry]:
+    for word in WORDS:
+        text = f'a sign that says "{word}"'
+        yield text, {"tag": TEXT_TASK, "include": [], "text": word, "prompt": text}
+
+
+_GRAMMAR = {
+    "single_object": _single_object,
+    "two_object": _two_object,
+    "counting": _counting,
+    "colors": _colors,
+    "position": _position,
+    "color_attr": _color_attr,
+    TEXT_TASK: _signs,
+}
 
 
 def _clause(shape: str, count: int = 1, *, color: str | None = None) -> dict[str, Any]:
     return {"class": shape, "count": count} | ({"color": color} if color else {})
 
 
-def _entry(task: str, phrase: str, include: list[Any], exclude: list[Any] | None = None) -> tuple[str, dict[str, Any]]:
+def _entry(task: str, phrase: str, include: list[Any], exclude: list[Any] | None = None) -> Entry:
     text = f"a photo of {phrase}"
     metadata = {"tag": task, "include": include} | ({"exclude": exclude} if exclude else {})
     return text, metadata | {"prompt": text}
@@ -129,7 +178,8 @@ def prompts(
         split: "train" or "heldout".
         tasks: which of the seven tasks, in the order wanted.
         limit_per_task: at most this many a task, chosen with ``seed``; None takes all.
-        repeat_to_limit: repeat the prompts of a task that has fewer than the limit, so that tasks weigh the same.
+        repeat_to_limit: repeat the prompts of a task that has fewer than the limit, so that tasks weigh the
+            same.
         seed: of the choice.
     """
     if split not in ("train", "heldout"):

@@ -78,10 +78,11 @@ def _place(
     tries: int = 60,
 ) -> list[tuple[float, float]] | None:
     for _ in range(tries):
-        centers = [(float(rng.uniform(r + 2, size - r - 2)), float(rng.uniform(r + 2, size - r - 2))) for r in radii]
+        ranges = [(r + 2, size - r - 2) for r in radii]
+        centers = [(float(rng.uniform(*span)), float(rng.uniform(*span))) for span in ranges]
         pairs = [(i, j) for i in range(len(radii)) for j in range(i)]
         apart = all(
-            # Corners reach beyond the radius, so either the boxes or the circles around the corners keep the gap.
+            # Corners reach beyond the radius: the boxes or the circles around the corners keep the gap.
             max(np.abs(np.subtract(centers[i], centers[j]))) >= radii[i] + radii[j] + _GAP
             or np.hypot(*np.subtract(centers[i], centers[j])) >= reach[i] + reach[j] + _GAP
             for i, j in pairs
@@ -128,7 +129,7 @@ _CELL, _CAP = 11.5, 12.0  # pixels of a 64 px sign: letter pitch and capital hei
 
 
 def render_sign(text: str, rng: np.random.Generator, *, size: int = IMAGE_SIZE) -> np.ndarray:
-    """A sign that says ``text``: dark letters on a light ground or light on dark, monospaced, centred with jitter."""
+    """A sign that says ``text``: dark letters on light or light on dark, monospaced, centred with jitter."""
     dark, light = (0, 0, 0), (255, 255, 255)
     ink, ground = (dark, light) if rng.random() < 0.5 else (light, dark)
     k = _SUPERSAMPLE * size / IMAGE_SIZE
@@ -150,5 +151,3 @@ def _font(cap_pixels: int) -> Any:
     left, top, right, bottom = probe.getbbox("H", anchor="ls")
     del left, right
     return ImageFont.load_default(cap_pixels * 100 / (bottom - top))
-
-

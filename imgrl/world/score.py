@@ -13,11 +13,13 @@ from imgrl.world.detector import Rules, detect
 
 __all__ = ["judge_image"]
 
-# The detector accepts or refuses, so GenEval's confidence thresholds do not apply; the partial score is a reward.
+# The detector accepts or refuses, so GenEval's confidence thresholds do not apply; the partial score is a
+# reward.
 _GENEVAL_RULES = geneval.Rules(threshold=0.0, counting_threshold=0.0, clip=True)
+_DETECTOR_RULES = Rules()
 
 
-def judge_image(image: np.ndarray, metadata: Mapping[str, Any], *, rules: Rules = Rules()) -> Verdict:
+def judge_image(image: np.ndarray, metadata: Mapping[str, Any], *, rules: Rules = _DETECTOR_RULES) -> Verdict:
     """Judge ``image`` (uint8 [H, W, 3]) against GenEval ``metadata`` (``tag``, ``include``, ``exclude``).
 
     Raises:
