@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "Arguments",
     "AsJson",
     "choose_device",
+    "image_progress",
     "interactive",
     "print_json",
     "screen",
@@ -109,3 +111,13 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+@contextmanager
+def image_progress(label: str, *, show: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback ``(done, total)`` that moves a bar on stderr, drawn only where somebody watches."""
+    from rich.progress import Progress
+
+    with Progress(console=screen(stderr=True), transient=True, disable=not (show and interactive())) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

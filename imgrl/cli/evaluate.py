@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from imgrl.cli.common import AsJson, print_json, screen, whole_numbers
+from imgrl.cli.common import AsJson, image_progress, print_json, screen, whole_numbers
 from imgrl.cli.models import DeviceName, LoraPath, ModelName, Precision, load_for_sampling
 from imgrl.errors import DataError
 
@@ -37,15 +37,14 @@ def shapes(
 ) -> None:
     """Six-task score of the embedded shape world."""
     from imgrl.data.prompts import load_prompts
-    from imgrl.evaluation.protocol import Protocol, generate
-    from imgrl.evaluation.shapes import score_images, summarise
+    from imgrl.evaluation.protocol import Protocol
+    from imgrl.evaluation.shapes import evaluate_shapes
 
     counts = whole_numbers(steps, "--steps")
     chosen = load_prompts(prompts)[:limit]
     if any("include" not in prompt.columns for prompt in chosen):
         raise DataError(f"{prompts} has prompts without GenEval's column 'include', which eval shapes needs")
     policy = load_for_sampling(model, lora, dtype=dtype, device=device)
-    repeated = [prompt for prompt in chosen for _ in range(images_per_prompt)]
     results: dict[str, Any] = {}
     for count in counts:
         protocol = Protocol(
@@ -56,8 +55,8 @@ def shapes(
             weights="current",
             batch=batch,
         )
-        images = generate(policy, chosen, protocol)
-        results[f"{count} steps"] = summarise(score_images(images.cpu(), repeated))
+        with image_progress(f"{count} steps", show=not as_json) as progress:
+            results[f"{count} steps"] = evaluate_shapes(policy, chosen, protocol, progress=progress)
     if as_json:
         print_json(results)
         return

@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of a command's file, so that ``imgr
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -56,11 +57,22 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of foreseeable errors.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and other libraries' messages.")
+    ] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Fine-tune text-to-image models with rewards."""
-    del debug, version
+    del version
+    if not debug:
+        _hush()
+
+
+def _hush() -> None:
+    """Keep the loading bars and warnings of other libraries out of the output; their errors stay."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
 app.command("train")(train.train)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,10 +11,7 @@ from imgrl.cli.common import AsJson, print_json, whole_numbers
 from imgrl.cli.models import DeviceName, LoraPath, ModelName, Precision, load_for_sampling
 from imgrl.errors import ConfigError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["sample", "save_grid"]
+__all__ = ["sample"]
 
 
 def sample(
@@ -53,27 +50,13 @@ def sample(
         width=width,
         batch=batch,
     )
+    from imgrl.evaluation.grid import save_grid
+
     save_grid(policy.decode(latents, batch=batch), out, columns=len(columns))
     if as_json:
         print_json({"file": str(out), "prompts": prompts, "seeds": columns})
     else:
         typer.echo(str(out))
-
-
-def save_grid(images: Tensor, path: Path, *, columns: int, gap: int = 2) -> None:
-    """Write images [n, 3, H, W] in [0, 1] as one PNG, row by row."""
-    import torch
-    from PIL import Image
-
-    count, _, height, width = images.shape
-    rows = -(-count // columns)
-    sheet = torch.ones(3, rows * (height + gap) - gap, columns * (width + gap) - gap)
-    for index, image in enumerate(images.cpu()):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        sheet[:, top : top + height, left : left + width] = image
-    pixels = (sheet * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 def _check_writable(out: Path) -> None:

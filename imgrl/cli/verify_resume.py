@@ -92,7 +92,13 @@ def _train(recipe: Recipe, folder: Path, rounds: int, *, resume: bool) -> Path:
     run = replace(recipe.run, dir=str(folder), rounds=rounds, minutes=None)
     evaluation = replace(recipe.evaluation, every=0, limit=1, images_per_prompt=1, steps=(1,), grid=0)
     checkpoint = replace(recipe.checkpoint, every=0)
-    Trainer(replace(recipe, run=run, evaluation=evaluation, checkpoint=checkpoint)).train(resume=resume)
+    # Shared by the three runs, so that prompts are encoded once.
+    model = replace(
+        recipe.model, embedding_folder=recipe.model.embedding_folder or str(folder.parent / "embeddings")
+    )
+    Trainer(replace(recipe, run=run, model=model, evaluation=evaluation, checkpoint=checkpoint)).train(
+        resume=resume
+    )
     last = latest_checkpoint(folder)
     if last is None:
         raise CheckpointError(f"the run in {folder} left no checkpoint")

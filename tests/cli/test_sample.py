@@ -7,18 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from imgrl.cli.sample import save_grid
-
-
-def test_a_grid_has_the_pixels_of_its_images(tmp_path):
-    images = torch.rand(3, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    save_grid(images, tmp_path / "new" / "grid.png", columns=2, gap=1)
-    sheet = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
-    assert sheet.shape == (4 + 1 + 4, 5 + 1 + 5, 3)
-    expected = (images[2] * 255).round().byte().permute(1, 2, 0).numpy()
-    assert np.array_equal(sheet[5:9, 0:5], expected)
-    assert (sheet[5:9, 6:] == 255).all()  # the place of the missing fourth
-
 
 def test_sample_equals_the_stock_pipeline(imgrl, sd3_folder, tmp_path):
     from imgrl.policies.stock import open_stock_pipeline
