@@ -102,8 +102,9 @@ def _holds(relation: str, centers: Sequence[tuple[float, float]], radii: np.ndar
     offset = np.subtract(centers[1], centers[0])
     shrunk = np.sign(offset) * np.maximum(np.abs(offset) - _RELATION_MARGIN * 2 * radii.sum(), 0)
     dx, dy = shrunk / max(float(np.hypot(*offset)), 1e-9)
-    true = {"left of": dx < -0.6, "right of": dx > 0.6, "above": dy < -0.6, "below": dy > 0.6}
-    return bool(true[relation])
+    along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
+    across = dy if relation in ("left of", "right of") else dx
+    return bool(along > 0.6 and abs(across) < 0.45)  # the benchmark's threshold is 0.5 on either axis
 
 
 def draw(objects: Sequence[Placed], *, background: str, size: int = IMAGE_SIZE) -> np.ndarray:
