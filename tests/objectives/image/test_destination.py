@@ -1,7 +1,8 @@
 """Where online training ends: the anchor sets the destination, the trust region only the speed.
 
-The copies equal the policy, samples are its own; the rest point is where the expected gradient vanishes. Expectations over
-samples, levels and noises are Gauss quadratures, so the answers are exact up to the stated tolerance.
+The copies equal the policy, samples are its own; the rest point is where the expected gradient vanishes.
+Expectations over samples, levels and noises are Gauss quadratures, so the answers are exact up to the stated
+tolerance.
 """
 
 import pytest

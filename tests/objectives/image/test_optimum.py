@@ -1,7 +1,8 @@
 """Where CRD's regression comes to rest: closed forms for Gaussians with exact velocities.
 
-With the path weight ``(1 - t) / t`` and the mean over levels and noises taken inside the square, the denoising gain is the
-log-density ratio itself, and the optimum is the old density tilted by ``exp(reward / beta)``.
+With the path weight ``(1 - t) / t`` and the mean over levels and noises taken inside the square, the
+denoising gain is the log-density ratio itself, and the optimum is the old density tilted by ``exp(reward /
+beta)``.
 """
 
 import pytest
