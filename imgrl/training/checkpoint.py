@@ -5,7 +5,7 @@ A checkpoint folder ``checkpoints/step-N`` (N rounds done) holds
     weights.safetensors     every named weight, keys ``name/parameter``
     optimizer.safetensors   moments, keys ``index/moment``
     rewards.safetensors     tensors of rewards that learn
-    state.json              counters, sampler, and the sha256 of every other file
+    state.json              counters, sampler, the sha256 of every other file and of its own content
     config.yaml             the resolved recipe
 """
 
@@ -57,7 +57,12 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def write_checkpoint(
-    run: Path, round: int, *, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], config: str
+    run: Path,
+    round: int,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config: str,
 ) -> Path:
     """Write a checkpoint atomically: a crash or a full disk leaves the earlier ones as they were.
 
@@ -82,11 +87,16 @@ def write_checkpoint(
         (partial / "config.yaml").write_text(config)
         digests = {file.name: _digest(file) for file in sorted(partial.iterdir())}
         body = {"format": FORMAT, "round": round, "files": digests} | dict(state)
-        (partial / "state.json").write_text(json.dumps(body, indent=1))
+        (partial / "state.json").write_text(json.dumps(body | {"digest": _self_digest(body)}, indent=1))
         for file in partial.iterdir():
             _flush(file)
-        if final.exists():  # a resumed run repeats a round that it had saved: the same bytes again
-            shutil.rmtree(final)
+        if final.exists() and _same_tensors(final, digests):  # saved, then resumed without a further round
+            shutil.rmtree(partial)
+            return final
+        if final.exists():  # moved aside whole, never half deleted under a good name
+            aside = final.with_name(f".{final.name}.aside.partial")
+            shutil.rmtree(aside, ignore_errors=True)
+            final.rename(aside)
         partial.rename(final)
         _flush(final.parent)
     except (OSError, SafetensorError) as error:
@@ -116,13 +126,17 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, T
     """
     try:
         state = json.loads((folder / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        if not isinstance(state, dict):
+            raise ValueError("state.json holds no object")
+    except (OSError, ValueError) as error:  # bytes that are no text or no JSON are ValueErrors too
         raise CheckpointError(f"{folder} is no readable checkpoint ({error}); {_other(folder)}") from error
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {state.get('format')}, this version of imgrl reads {FORMAT}; continue it "
             "with the version that wrote it, or start a new run from its exported weights."
         )
+    if state.pop("digest", None) != _self_digest(state):
+        raise CheckpointError(f"{folder / 'state.json'} was changed after it was written; {_other(folder)}")
     tensors = {}
     for name, digest in state["files"].items():
         file = folder / name
@@ -172,6 +186,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tenso
     state = optimizer.state_dict()
     state["state"] = {int(i): dict(entry) for i, entry in unpack(flat).items()}
     optimizer.load_state_dict(state)
+
+
+def _self_digest(state: Mapping[str, Any]) -> str:
+    """Digest of a state's values as JSON keeps them, however it is laid out."""
+    kept = json.loads(json.dumps(state))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _same_tensors(folder: Path, digests: Mapping[str, str]) -> bool:
+    """Whether an undamaged checkpoint holds tensor files with these digests."""
+    names = {name for name in digests if name.endswith(".safetensors")}
+    try:
+        read_checkpoint(folder)
+    except CheckpointError:
+        return False
+    return all(_digest(folder / name) == digests[name] for name in names)
 
 
 def _digest(file: Path) -> str:
