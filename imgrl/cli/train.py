@@ -55,6 +55,7 @@ def _is_main() -> bool:
 
 def _recipe(arguments: list[str] | None, resume: Path | None) -> Recipe:
     from imgrl.config import DEFAULT_RECIPE, resolve
+    from imgrl.training.run_folder import holds_results
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     name, overrides = split_arguments(arguments)
@@ -69,7 +70,7 @@ def _recipe(arguments: list[str] | None, resume: Path | None) -> Recipe:
             raise ConfigError(f"run.dir must be given where {processes} processes share one run folder")
         recipe = replace(recipe, run=replace(recipe.run, dir=_new_folder(name or DEFAULT_RECIPE)))
     folder = Path(str(recipe.run.dir))
-    if _is_main() and (folder / "config.yaml").exists():  # the others may come when the first has written it
+    if holds_results(folder):
         raise ConfigError(
             f"{folder} already holds a run; continue it with `imgrl train --resume {folder}`, "
             "or choose another run.dir"

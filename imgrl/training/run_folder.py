@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from imgrl.errors import ConfigError
 
-__all__ = ["open_folder", "read_json", "write_json"]
+__all__ = ["holds_results", "open_folder", "read_json", "write_json"]
 
 
 def open_folder(path: str | None) -> Path:
@@ -23,14 +24,22 @@ def open_folder(path: str | None) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # a name of its own: several processes may try at once
+            pass
     except OSError as error:
         raise ConfigError(
             f"run.dir {folder} cannot be written ({error.strerror or error}): choose another folder."
         ) from error
     return folder
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a run got far enough here for another one to destroy something: a checkpoint, a summary, weights.
+
+    A run that died before its first checkpoint left nothing to continue from, so it may be started again.
+    """
+    results = (folder / "summary.json", folder / "lora")
+    return any((folder / "checkpoints").glob("step-*")) or any(path.exists() for path in results)
 
 
 def write_json(file: Path, value: Any) -> None:

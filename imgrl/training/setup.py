@@ -6,18 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imgrl.data.prompts import load_prompts
 from imgrl.data.sampler import GroupSampler
-from imgrl.errors import CheckpointError, ConfigError
+from imgrl.errors import CheckpointError, ConfigError, RewardError
 from imgrl.recipe import Recipe, dump
 from imgrl.resources import model_path
 from imgrl.rewards import RewardSet
+from imgrl.rewards.base import column_names
 from imgrl.training.checkpoint import latest_checkpoint
 from imgrl.training.distributed import World
 from imgrl.training.geometry import check_batch
-from imgrl.training.run_folder import open_folder, write_json
+from imgrl.training.run_folder import holds_results, open_folder, write_json
+from imgrl.training.seeds import generator
 from imgrl.training.tracking import environment
 from imgrl.training.update import Updater
 from imgrl.types import Prompt
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Parts", "prepare"]
 
-_ENCODE_AHEAD = 2000  # up to this many prompts are embedded before training, so that the encoders can be freed
+_ENCODE_AHEAD = (
+    2000  # up to this many prompts are embedded before training, so that the encoders can be freed
+)
 
 
 @dataclass(kw_only=True)
@@ -52,19 +56,19 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
     world = _world(recipe)
     check_batch(recipe, processes=world.size)
     folder = open_folder(recipe.run.dir)
-    if resume and latest_checkpoint(folder) is None:
-        raise CheckpointError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
+    _check_folder(folder, resume=resume)
     prompts = load_prompts(recipe.data.prompts)
-    heldout = load_prompts(recipe.evaluation.prompts)[: recipe.evaluation.limit]
+    heldout = _heldout(recipe, world)
     sampler = _sampler(recipe, prompts)
     rewards = RewardSet.from_specs(recipe.rewards, failure_budget=recipe.scoring.failure_budget)
     _check_leash(recipe)
-    rewards.check(prompts)
+    _check_rewards(rewards, recipe, prompts, heldout)
     if world.main:
         (folder / "config.yaml").write_text(dump(recipe))
         write_json(folder / "environment.json", environment(world))
     copies = _copies(recipe)
     policy = _policy(recipe, world, copies)
+    _check_sizes(recipe, policy)
     messages = _encode_ahead(policy, [*prompts, *heldout])
     world.wait()
     return Parts(
@@ -85,11 +89,58 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
 def _world(recipe: Recipe) -> World:
     from accelerate import Accelerator
 
-    trackers = list(recipe.tracking.trackers)
+    trackers: list[Any] = list(recipe.tracking.trackers)
     accelerator = Accelerator(log_with=trackers or None, project_dir=recipe.run.dir)
     if trackers:
         accelerator.init_trackers(recipe.tracking.project)
     return World(accelerator)
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    if resume and latest_checkpoint(folder) is None:
+        raise CheckpointError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
+    if not resume and holds_results(folder):
+        raise ConfigError(
+            f"{folder} already holds a run; continue it with `imgrl train --resume {folder}`, "
+            "or choose another run.dir"
+        )
+
+
+def _heldout(recipe: Recipe, world: World) -> list[Prompt]:
+    settings = recipe.evaluation
+    heldout = load_prompts(settings.prompts)[: settings.limit]
+    images = len(heldout) * settings.images_per_prompt
+    if images < world.size:
+        raise ConfigError(
+            f"an evaluation of {images} images cannot be shared by {world.size} processes; raise "
+            "evaluation.images_per_prompt or evaluation.limit"
+        )
+    return heldout
+
+
+def _check_rewards(
+    rewards: RewardSet, recipe: Recipe, prompts: Sequence[Prompt], heldout: Sequence[Prompt]
+) -> None:
+    """Try every reward on both sets of prompts; the training set, last, fixes the columns."""
+    size = {"height": recipe.model.height or 64, "width": recipe.model.width or 64}
+    if column_names(heldout) != column_names(prompts):
+        try:
+            rewards.check(heldout, **size)
+        except RewardError as error:
+            raise RewardError(f"evaluation.prompts do not suit the rewards: {error}") from error
+    rewards.check(prompts, **size)
+
+
+def _check_sizes(recipe: Recipe, policy: Policy) -> None:
+    """Refuse an image size or step count that would only fail in the middle of the first round."""
+    model, steps = recipe.model, recipe.rollout.steps
+    policy.latent_shape(model.height, model.width)
+    try:
+        recipe.objective.times.draw(policy.sigmas(steps, model.height, model.width), generator(0))
+    except ValueError as error:
+        raise ConfigError(
+            f"rollout.steps is {steps}, which does not suit objective.times: {error}"
+        ) from error
 
 
 def _sampler(recipe: Recipe, prompts: Sequence[Prompt]) -> GroupSampler:

@@ -30,8 +30,7 @@ def test_a_run_gets_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def test_an_existing_run_is_not_overwritten(refused, tmp_path):
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "config.yaml").touch()
+    (tmp_path / "old" / "checkpoints" / "step-1").mkdir(parents=True)
     assert "old already holds a run; continue it with `imgrl train --resume old`" in refused(
         "train", "run.dir=old"
     )
