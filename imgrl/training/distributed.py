@@ -63,6 +63,17 @@ class World:
 
         return list(gather_object(list(rows)))
 
+    def any(self, here: bool) -> bool:
+        """Whether it holds on any process; the same answer everywhere."""
+        return here if self.size == 1 else bool(self.add(torch.tensor([float(here)], device=self.device)) > 0)
+
+    def first(self, value: float) -> float:
+        """The first process's number, for clocks, which must not differ between processes that act on them."""
+        if self.size == 1:
+            return value
+        mine = torch.tensor([value if self.main else 0.0], dtype=torch.float64, device=self.device)
+        return float(self.add(mine))
+
     def add(self, value: Tensor) -> Tensor:
         """Sum over processes."""
         return value if self.size == 1 else self.accelerator.reduce(value, reduction="sum")

@@ -67,9 +67,9 @@ class Trainer:
             reporter.message(message)
         before = self._before(parts, reporter)
         with Interrupt() as interrupt:
-            while not (interrupt.asked or self._done()):
+            while not (self._done() or parts.world.any(interrupt.asked)):
                 self._round(parts, reporter)
-            summary = self._finish(parts, before, reporter, interrupted=interrupt.asked and not self._done())
+            summary = self._finish(parts, before, reporter, interrupted=not self._done())
         reporter.finish(summary)
         return summary
 
@@ -92,7 +92,7 @@ class Trainer:
             self.step += result.steps
             decays = self._blend(parts, result)
         self.round += 1
-        self.seconds += time.perf_counter() - start
+        self.seconds += world.first(time.perf_counter() - start)
         row = self._row(rollout, advantages, result, world) | decays
         reporter.round_end(self.round, row)
         if due(self.round, recipe.evaluation.every) and not self._done():

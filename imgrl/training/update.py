@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +35,9 @@ class UpdateResult:
     """Means over all trained points of all processes."""
 
 
-def noised_points(rollout: Rollout, rows: Tensor, level: int, *, recipe: Recipe, sigmas: Tensor, round: int) -> Noised:
+def noised_points(
+    rollout: Rollout, rows: Tensor, level: int, *, recipe: Recipe, sigmas: Tensor, round: int
+) -> Noised:
     """Local rows of a rollout at the ``level``-th noise level of their group.
 
     The level is drawn per group and the noise per image, both from keys, so every process and every velocity of a
@@ -92,9 +94,10 @@ class Updater:
                 continue
             points = int(held.sum()) * self.recipe.objective.times.count
             for start, rows, everywhere in zip(starts, chosen, held.tolist(), strict=True):
-                if everywhere:
-                    own, silent = (rows, False) if len(rows) else (torch.tensor([start]), True)
-                    self._accumulate(rollout, own, advantage, points, round, sums, silent=silent)
+                if len(rows):
+                    self._accumulate(rollout, rows, advantage, points, round, sums)
+                elif everywhere:
+                    self._attend(rollout, start)
             norms.append(self._step())
             taken += 1
         return UpdateResult(steps=taken, metrics=self._means(sums, norms))
@@ -107,29 +110,44 @@ class Updater:
         points: int,
         round: int,
         sums: dict[str, float],
-        *,
-        silent: bool,
     ) -> None:
-        """Add the gradient of one micro-batch at every noise level.
-
-        A process whose share was skipped, while others hold some of it, takes part with one row of weight 0: the
-        group statistics inside the loss are collective.
-        """
+        """Add the gradient of one micro-batch at every noise level."""
         recipe = self.recipe
         cond = self.policy.encode([rollout.samples.prompts[int(row)].text for row in rows])
         sigmas = self.policy.sigmas(recipe.rollout.steps, recipe.model.height, recipe.model.width)
         for level in range(recipe.objective.times.count):
             noised = noised_points(rollout, rows, level, recipe=recipe, sigmas=sigmas, round=round)
             batch = self._velocities(noised, cond, rollout, rows, advantage)
-            if silent:
-                batch = replace(batch, group=torch.full_like(batch.group, -1 - self.world.rank))
             output = recipe.objective.loss(batch, gather=self.world.gather)
-            weight = 0.0 if silent else 1.0
-            self.scaler.scale(weight * output.loss.sum() / points).backward()
-            gap = {} if batch.anchor is None else {"anchor_gap": velocity_gap(batch.current.detach(), batch.anchor)}
+            self.scaler.scale(output.loss.sum() / points).backward()
+            gap = (
+                {}
+                if batch.anchor is None
+                else {"anchor_gap": velocity_gap(batch.current.detach(), batch.anchor)}
+            )
             for name, values in ({"loss": output.loss.detach()} | output.metrics | gap).items():
-                sums[name] += weight * float(values.double().sum())
-            sums["count"] += weight * len(rows)
+                sums[name] += float(values.double().sum())
+            sums["count"] += len(rows)
+
+    def _attend(self, rollout: Rollout, start: int) -> None:
+        """Take part in a micro-batch with no rows: the group statistics inside the loss are collective.
+
+        For a process whose share was skipped while others hold some of it.
+        """
+        objective, device = self.recipe.objective, self.world.device
+        clean, none = rollout.samples.latents[start:start].float(), torch.zeros(0, device=device)
+        noised = Noised(clean=clean, noise=clean, sigma=none, noisy=clean, target=clean)
+        batch = Batch(
+            old=clean if objective.uses_old else None,
+            anchor=clean if objective.anchor.active else None,
+            current=clean,
+            noised=noised,
+            advantage=none,
+            raw=none,
+            group=torch.zeros(0, dtype=torch.int64, device=device),
+        )
+        for _ in range(objective.times.count):
+            objective.loss(batch, gather=self.world.gather)
 
     def _velocities(
         self, noised: Noised, cond: Conditioning, rollout: Rollout, rows: Tensor, advantage: Tensor
@@ -165,7 +183,9 @@ class Updater:
     def _means(self, sums: dict[str, float], norms: list[float]) -> dict[str, float]:
         """Means over points, the variance ratio, and the gradient norm, equal on every process."""
         names = sorted(set(self.world.gather_objects(list(sums))))
-        totals = self.world.add(torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.world.device))
+        totals = self.world.add(
+            torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.world.device)
+        )
         total = dict(zip(names, totals.tolist(), strict=True))
         count = total.pop("count", 0.0)
         metrics = {f"train/{name}": value / count for name, value in total.items()} if count else {}
