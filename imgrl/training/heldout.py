@@ -67,6 +67,8 @@ class HeldOut:
             solver=settings.solver,
             weights=settings.weights,
             batch=settings.batch or parts.recipe.rollout.batch or 64,
+            height=parts.recipe.model.height,
+            width=parts.recipe.model.width,
         )
         images = generate(parts.policy, parts.heldout, protocol, rows=rows.tolist()).cpu()
         prompts = [parts.heldout[int(row) // settings.images_per_prompt] for row in rows]

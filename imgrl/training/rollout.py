@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from imgrl.errors import RewardError
 from imgrl.recipe import Recipe
 from imgrl.training.distributed import World
 from imgrl.training.groups import Advantages, group_advantages
@@ -92,20 +93,42 @@ def advantages_of(rollout: Rollout, *, recipe: Recipe, world: World) -> tuple[Ad
         return world.gather(values.to(world.device)).cpu()
 
     weights = _weights(recipe)
+    total = whole(scores.total)
+    _check_scores(recipe, total, mask)
     named = {name: whole(values) for name, values in scores.values.items() if weights[name]}
-    advantages = group_advantages(
-        named if settings.combine == "gdpo" or len(named) > 1 else whole(scores.total),
-        group,
-        std=settings.std,
-        eps=settings.eps,
-        eps_added=settings.eps_added,
-        clip=recipe.objective.advantage_clip,
-        mask=mask,
-        combine=settings.combine,
-        weights=weights if settings.combine == "gdpo" or len(named) > 1 else None,
-    )
+    try:
+        advantages = group_advantages(
+            named if settings.combine == "gdpo" or len(named) > 1 else total,
+            group,
+            std=settings.std,
+            eps=settings.eps,
+            eps_added=settings.eps_added,
+            clip=recipe.objective.advantage_clip,
+            mask=mask,
+            combine=settings.combine,
+            weights=weights if settings.combine == "gdpo" or len(named) > 1 else None,
+        )
+    except ValueError as error:  # a reward that answers for some images of a group only
+        raise RewardError(f"The rewards of the round cannot be compared: {error}") from error
     mine = torch.arange(len(group)).view(world.size, -1)[world.rank]
     return advantages, mine
+
+
+def _check_scores(recipe: Recipe, total: Tensor, mask: Tensor) -> None:
+    """What every process must refuse alike, since it concerns the whole round."""
+    if not mask.any():
+        raise RewardError(
+            "The rewards failed on every image of the round, so there is nothing to learn from."
+        )
+    anchor, good = recipe.objective.anchor, total[mask]
+    if anchor.active and anchor.adaptive in ("raw", "batch_mean_raw"):
+        low, high = float(good.min()), float(good.max())
+        if low < -1e-6 or high > 1 + 1e-6:
+            raise RewardError(
+                f"objective.anchor.adaptive is {anchor.adaptive!r}, which needs combined rewards within [0, 1], "
+                f"but this round's go from {low:.4g} to {high:.4g}: rescale them, or choose adaptive: advantage "
+                "or none."
+            )
 
 
 def _weights(recipe: Recipe) -> dict[str, float]:

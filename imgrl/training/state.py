@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from imgrl.training.checkpoint import (
     write_checkpoint,
 )
 from imgrl.training.setup import Parts
+from imgrl.types import Prompt
 
 __all__ = ["restore", "save"]
 
@@ -48,6 +52,7 @@ def save(parts: Parts, *, round: int, step: int, seconds: float) -> Path:
                 "step": step,
                 "seconds": seconds,
                 "config_hash": config_hash(parts.recipe),
+                "prompts": prompts_digest(parts.prompts),
                 "sampler": sampler_plain,
                 "rewards": reward_plain,
                 "scaler": parts.updater.scaler.state_dict(),
@@ -74,6 +79,11 @@ def restore(parts: Parts) -> tuple[int, int, float]:
             f"{folder} was trained with other settings than the recipe given now; only run.dir, run.rounds, "
             "run.minutes, tracking and checkpoint may change on resume, so start a new run for new settings."
         )
+    if state["prompts"] != prompts_digest(parts.prompts):
+        raise CheckpointError(
+            f"{folder} was trained on other prompts than {parts.recipe.data.prompts!r} holds now; restore them, "
+            "or start a new run."
+        )
     for name, saved in unpack(tensors["weights"]).items():
         parts.policy.weights.load_state_dict(name, saved)
     restore_optimizer(parts.updater.optimizer, tensors["optimizer"])
@@ -82,6 +92,12 @@ def restore(parts: Parts) -> tuple[int, int, float]:
     if state["scaler"]:
         parts.updater.scaler.load_state_dict(state["scaler"])
     return state["round"], state["step"], state["seconds"]
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """Digest of a data set's texts and columns, which a recipe only names."""
+    rows = [[prompt.text, dict(prompt.columns)] for prompt in prompts]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def split_tensors(value: Any, path: str = "root") -> tuple[dict[str, Tensor], Any]:
