@@ -58,7 +58,9 @@ def build_tokenizer() -> Any:
     Raises:
         RuntimeError: if a word of the grammar is not one token.
     """
-    from transformers import CLIPTokenizer
+    import transformers
+
+    kind: Any = transformers.CLIPTokenizer
 
     words = grammar_words()
     signs = [symbols(word.lower()) for word in WORDS if word.isalpha()]
@@ -70,7 +72,7 @@ def build_tokenizer() -> Any:
             merges += [pair for pair in merge_chain(word, others, set(merges)) if pair not in merges]
         vocabulary = {token: i for i, token in enumerate(_alphabet() + [a + b for a, b in merges])}
         vocabulary |= {"<|startoftext|>": len(vocabulary), "<|endoftext|>": len(vocabulary) + 1}
-        tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH)
+        tokenizer = kind(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH)
         broken = [word for word in words if len(tokenizer(word).input_ids) != 3]
         if not broken:
             return tokenizer

@@ -18,7 +18,7 @@ from imgrl.policies.lora import LoraSpec, LoraWeights, target_modules
 from imgrl.policies.sd3 import SD3Policy
 from imgrl.policies.stock import precision
 
-__all__ = ["inspect_folder", "load_policy"]
+__all__ = ["attach_weights", "inspect_folder", "load_policy"]
 
 _FAMILIES: dict[str, type[Policy]] = {kind.pipeline_class: kind for kind in (SD3Policy, FluxPolicy)}
 _TRANSFORMERS = {"sd3": "SD3Transformer2DModel", "flux": "FluxTransformer2DModel"}
@@ -87,7 +87,7 @@ def load_policy(
     )
     if distilled_guidance is not None:
         _set_distilled_guidance(policy, distilled_guidance)
-    policy.weights = _weights(policy, train, lora, names)
+    policy.weights = attach_weights(policy, train, lora, names)
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if compile:
@@ -95,7 +95,10 @@ def load_policy(
     return policy
 
 
-def _weights(policy: Policy, train: str, lora: LoraSpec | None, names: Sequence[str]) -> NamedWeights:
+def attach_weights(
+    policy: Policy, train: str, lora: LoraSpec | None, names: Sequence[str]
+) -> NamedWeights:
+    """Named weights for a policy whose transformer is in place: adapters, parameter sets, or none."""
     if train == "none":
         return FixedWeights(policy.transformer)
     if train == "full":
