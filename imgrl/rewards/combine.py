@@ -38,6 +38,7 @@ class RewardSet:
         self.failure_budget = failure_budget
         self.rewards = {name: _build(name, spec) for name, spec in specs.items()}
         self._columns: frozenset[str] = frozenset()
+        self._last: dict[str, Failure] = {}
 
     @classmethod
     def from_specs(cls, specs: Mapping[str, Any], *, failure_budget: float = 0.25) -> RewardSet:
@@ -83,6 +84,7 @@ class RewardSet:
         *,
         group: Tensor | None = None,
         group_size: int | None = None,
+        share: bool = False,
     ) -> Scores:
         """Score n images by every reward.
 
@@ -91,6 +93,8 @@ class RewardSet:
             prompts: one an image.
             group: int [n], which images belong together; groupwise rewards need it.
             group_size: size of a whole group, to refuse part of one handed to a groupwise reward.
+            share: these are one process's share of the images. Whether too many failed, or none can be scored,
+                is then for the caller to judge over all shares; see :meth:`check_failures`.
 
         Returns:
             The raw values, their weighted sum over the rewards that apply, and the mask of usable images: no
@@ -107,7 +111,6 @@ class RewardSet:
         failed = torch.zeros(count, dtype=torch.bool)
         values: dict[str, Tensor] = {}
         failures: dict[str, int] = {}
-        last: Failure | None = None
         for name, reward in self.rewards.items():
             passed = reward.passed_columns(columns)
             values[name] = torch.full((count,), math.nan)
@@ -115,29 +118,34 @@ class RewardSet:
             for rows in _calls(reward, self.specs[name].batch, count, group, group_size):
                 scores = reward(images[rows], [prompts[int(i)] for i in rows], passed)
                 if isinstance(scores, Failure):
-                    missed[rows], last = True, scores
+                    missed[rows], self._last[name] = True, scores
                 else:
                     values[name][rows] = scores
             failures[name] = int(missed.sum())
-            self._check_budget(name, failures[name], count, last)
+            if not share:
+                self.check_failures({name: failures[name]}, count)
             if weight := self.specs[name].weight:
                 here = ~values[name].isnan()
                 total += weight * values[name].nan_to_num(0.0)
                 applies |= here
                 failed |= missed
         mask = applies & ~failed
-        if not mask.any() and not failed.any():
+        if not share and not mask.any() and not failed.any():
             raise RewardError(
                 f"No reward with a weight applies to any of the {count} images; check the prompts."
             )
         return Scores(values=values, total=total.masked_fill(~mask, math.nan), mask=mask, failures=failures)
 
-    def _check_budget(self, name: str, missed: int, count: int, last: Failure | None) -> None:
-        if missed > self.failure_budget * count:
-            raise RewardError(
-                f"Reward {name!r} failed on {missed} of {count} images, more than the budget of "
-                f"{self.failure_budget:.0%}; the last failure was {last}."
-            ) from last
+    def check_failures(self, failures: Mapping[str, int], count: int) -> None:
+        """Raise RewardError if a reward failed on more than the allowed share of ``count`` images."""
+        for name, missed in failures.items():
+            if missed > self.failure_budget * count:
+                last = self._last.get(name)
+                story = "it was in another process" if last is None else f"the last failure was {last}"
+                raise RewardError(
+                    f"Reward {name!r} failed on {missed} of {count} images, more than the budget of "
+                    f"{self.failure_budget:.0%}; {story}."
+                ) from last
 
     def learn(self, images: Tensor, prompts: Sequence[Prompt], **inputs: Any) -> dict[str, dict[str, float]]:
         """Let every learning reward learn from the round's images; return their metrics by name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,11 @@ class World:
     def add(self, value: Tensor) -> Tensor:
         """Sum over processes."""
         return value if self.size == 1 else self.accelerator.reduce(value, reduction="sum")
+
+    def add_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Sums over processes of numbers by name; the names must be the same everywhere."""
+        total = self.add(torch.tensor(list(counts.values()), dtype=torch.int64, device=self.device))
+        return dict(zip(counts, total.tolist(), strict=True))
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -85,7 +85,10 @@ class HeldOut:
     def _reward_means(self, images: Tensor, prompts: list[Prompt], rows: Tensor) -> dict[str, float]:
         """Mean raw value of every reward over the images that it applies to."""
         world = self.parts.world
-        scores = self.parts.rewards.score(images, prompts, group=rows // self.settings.images_per_prompt)
+        group = rows // self.settings.images_per_prompt
+        scores = self.parts.rewards.score(images, prompts, group=group, share=True)
+        count = len(self.parts.heldout) * self.settings.images_per_prompt
+        self.parts.rewards.check_failures(world.add_counts(scores.failures), count)
         means = {}
         for name, values in scores.values.items():
             good = values[~values.isnan()].double()

@@ -74,7 +74,8 @@ def collect(
     group = round * recipe.batch.groups + rows // size
     samples = Samples(prompts=chosen, group=group, seeds=seeds, latents=latents, images=images)
     with phases("reward"):
-        scores = rewards.score(images.cpu(), chosen, group=group, group_size=size)
+        scores = rewards.score(images.cpu(), chosen, group=group, group_size=size, share=True)
+        rewards.check_failures(world.add_counts(scores.failures), recipe.batch.groups * size)
     return Rollout(samples=samples, scores=scores, rows=rows)
 
 
@@ -118,7 +119,7 @@ def _check_scores(recipe: Recipe, total: Tensor, mask: Tensor) -> None:
     """What every process must refuse alike, since it concerns the whole round."""
     if not mask.any():
         raise RewardError(
-            "The rewards failed on every image of the round, so there is nothing to learn from."
+            "No image of the round has a score: rewards with a weight failed or do not apply; check the prompts."
         )
     anchor, good = recipe.objective.anchor, total[mask]
     if anchor.active and anchor.adaptive in ("raw", "batch_mean_raw"):
