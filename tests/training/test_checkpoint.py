@@ -1,0 +1,332 @@
+"""Checkpoints: whole or not there, verified when read, and enough to continue bit for bit."""
+
+import dataclasses
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import Data, Optimizer, assert_same_bits, last_tensors, rows_of
+
+from imgrl.errors import CheckpointError, ModelError
+from imgrl.policies import LoraSpec, load_policy
+from imgrl.training import checkpoint
+from imgrl.training.checkpoint import (
+    FORMAT,
+    latest_checkpoint,
+    list_checkpoints,
+    load_weights,
+    optimizer_tensors,
+    pack,
+    prune,
+    read_checkpoint,
+    restore_optimizer,
+    unpack,
+    write_checkpoint,
+)
+from imgrl.training.image_loop import Trainer
+from imgrl.training.state import join_tensors, split_tensors
+
+
+def write(run, round, value=None):
+    """A small checkpoint whose content follows from its round."""
+    tensors = {
+        "weights": {"current/w": torch.full((3,), float(round if value is None else value))},
+        "rewards": {},
+    }
+    return write_checkpoint(
+        run, round, tensors=tensors, state={"step": round, "seconds": 0.5}, config="a: 1\n"
+    )
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+# --------------------------------------------------------------- read, write
+
+
+def test_what_is_written_is_read(tmp_path):
+    folder = write(tmp_path, 4)
+    state, tensors = read_checkpoint(folder)
+    assert (state["round"], state["step"], state["seconds"]) == (4, 4, 0.5)
+    assert tensors["weights"]["current/w"].tolist() == [4.0] * 3 and tensors["rewards"] == {}
+    assert (folder / "config.yaml").read_text() == "a: 1\n"
+    assert latest_checkpoint(tmp_path) == folder and latest_checkpoint(tmp_path / "none") is None
+
+
+def test_names_survive_packing():
+    groups = {
+        "current": {"a.b.weight": torch.ones(1), "c/d": torch.zeros(1)},
+        "old": {"a.b.weight": torch.ones(2)},
+    }
+    assert unpack(pack(groups)) == groups
+
+
+def test_nested_state_survives():
+    state = {
+        "turn": 1,
+        "strata": [{"generator": torch.tensor([1, 2]), "pending": [3]}, {"x": {"y": torch.ones(1)}}],
+    }
+    tensors, plain = split_tensors(state)
+    back = join_tensors(tensors, json.loads(json.dumps(plain)))
+    assert back["strata"][0]["pending"] == [3] and torch.equal(
+        back["strata"][0]["generator"], torch.tensor([1, 2])
+    )
+    assert torch.equal(back["strata"][1]["x"]["y"], torch.ones(1)) and back["turn"] == 1
+
+
+def test_an_optimiser_continues_where_it_was():
+    def steps(parameter, optimizer, gradients):
+        for gradient in gradients:
+            parameter.grad = torch.full_like(parameter, gradient)
+            optimizer.step()
+
+    one, two = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    first, second = torch.optim.AdamW([one], lr=0.1), torch.optim.AdamW([two], lr=0.1)
+    steps(one, first, [1.0, -0.5])
+    with torch.no_grad():
+        two.copy_(one)
+    restore_optimizer(second, {key: value.clone() for key, value in optimizer_tensors(first).items()})
+    steps(one, first, [0.3])
+    steps(two, second, [0.3])
+    assert torch.equal(one, two)
+
+
+# -------------------------------------------------------------- full disk
+
+
+@pytest.mark.parametrize("files_that_fit", [0, 1])
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, files_that_fit):
+    previous = write(tmp_path, 1)
+    kept, real, written = content(previous), checkpoint.save_file, []
+
+    def full(tensors, file):
+        written.append(file)
+        if len(written) > files_that_fit:
+            file.write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(
+        CheckpointError, match=r"step-2 could not be written .*No space left.* earlier checkpoints"
+    ):
+        write(tmp_path, 2)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]  # no debris
+    assert content(previous) == kept and read_checkpoint(previous)[0]["round"] == 1
+    assert write(tmp_path, 2) == latest_checkpoint(tmp_path)
+
+
+def test_a_failure_at_the_rename_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    monkeypatch.setattr(
+        checkpoint.Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error"))
+    )
+    with pytest.raises(CheckpointError, match="I/O error"):
+        write(tmp_path, 2)
+    assert latest_checkpoint(tmp_path).name == "step-1"
+
+
+def test_a_full_disk_stops_a_run_that_then_continues(recipe, monkeypatch):
+    made, real = recipe(run_rounds=3), checkpoint.save_file
+
+    def full_after_round_one(tensors, file):
+        if "step-2" in str(file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", full_after_round_one)
+    with pytest.raises(CheckpointError, match="--resume"):
+        Trainer(made).train()
+    monkeypatch.undo()
+    assert Trainer(made).train(resume=True).rounds == 3
+
+
+# ---------------------------------------------------- the same round again
+
+
+def test_saving_the_same_state_again_touches_nothing(tmp_path):
+    before = content(write(tmp_path, 3))
+    assert content(write(tmp_path, 3)) == before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_another_state_or_a_damaged_one_is_replaced(tmp_path, damaged):
+    folder = write(tmp_path, 3, value=1 if damaged else 0)
+    if damaged:
+        (folder / "weights.safetensors").write_bytes(b"")
+    write(tmp_path, 3, value=1)
+    assert read_checkpoint(folder)[1]["weights"]["current/w"].tolist() == [1.0] * 3
+    prune(tmp_path, 2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
+
+
+# ------------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.yaml", "rewards.safetensors", "state.json"])
+def test_any_flipped_byte_is_found(tmp_path, name):
+    write(tmp_path, 1)
+    folder = write(tmp_path, 2)
+    good = (folder / name).read_bytes()
+    for place in sorted({0, len(good) // 3, len(good) // 2, len(good) - 1}):
+        bad = bytearray(good)
+        bad[place] ^= 0x81
+        (folder / name).write_bytes(bad)
+        with pytest.raises(CheckpointError, match=r"step-2.*(changed after|readable|format).*") as found:
+            read_checkpoint(folder)
+        assert "\n" not in str(found.value)
+    (folder / name).write_bytes(good)
+    read_checkpoint(folder)
+
+
+def test_a_changed_number_in_the_state_is_found(tmp_path):
+    folder = write(tmp_path, 12)
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace('"step": 12', '"step": 13'))
+    with pytest.raises(
+        CheckpointError, match="was changed after it was written; there is no other checkpoint"
+    ):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "config.yaml"])
+def test_a_missing_file_is_named_with_a_way_out(tmp_path, name):
+    write(tmp_path, 1)
+    folder = write(tmp_path, 2)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}.*remove that folder to resume from step-1"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "", '{"format": '])
+def test_a_state_that_is_no_object_is_refused(tmp_path, text):
+    folder = write(tmp_path, 1)
+    (folder / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        read_checkpoint(folder)
+
+
+def test_another_format_is_refused(tmp_path):
+    folder = write(tmp_path, 1)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"format": FORMAT - 1}))
+    with pytest.raises(CheckpointError, match=f"format {FORMAT - 1}, this version of imgrl reads {FORMAT}"):
+        read_checkpoint(folder)
+
+
+def test_unfinished_folders_do_not_count_and_are_swept(tmp_path):
+    for round in (2, 10, 9):
+        write(tmp_path, round)
+    (tmp_path / "checkpoints" / ".step-11.partial").mkdir()
+    (tmp_path / "checkpoints" / "step-best").mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-2", "step-9", "step-10"]
+    prune(tmp_path, 2)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-10", "step-9", "step-best"]
+
+
+# ------------------------------------------------------------------- resume
+
+
+@pytest.fixture(scope="module")
+def whole(sd3, embeddings, tmp_path_factory):
+    """An uninterrupted run of four rounds."""
+    from small_runs import small_recipe
+
+    folder = tmp_path_factory.mktemp("whole")
+    Trainer(_resumable(small_recipe(sd3, folder, model_embedding_folder=str(embeddings)))).train()
+    return folder
+
+
+def _resumable(recipe):
+    """Evaluations in between, an average of the weights, and prompts that do not divide into rounds."""
+    evaluation = dataclasses.replace(recipe.evaluation, every=2, ema=0.5)
+    run = dataclasses.replace(recipe.run, rounds=4)
+    batch = dataclasses.replace(recipe.batch, groups=4, updates_per_round=2)
+    return dataclasses.replace(recipe, run=run, evaluation=evaluation, batch=batch)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe, whole, stop, monkeypatch):
+    made = _resumable(recipe())
+
+    class Crash(Exception):
+        pass
+
+    real = Trainer._round
+
+    def crash_after(self, parts, reporter):
+        if self.round == stop:
+            parts.sampler.next_round()  # state moved past the checkpoint
+            self.metrics.log(self.round + 1, {"reward": -1.0})  # and a row of the round that is lost
+            raise Crash
+        real(self, parts, reporter)
+
+    monkeypatch.setattr(Trainer, "_round", crash_after)
+    with pytest.raises(Crash):
+        Trainer(made).train()
+    monkeypatch.undo()
+    with Path(made.run.dir, "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"round": 99, "rew')  # cut short by the crash
+    summary = Trainer(made).train(resume=True)
+    assert_same_bits(last_tensors(made.run.dir), last_tensors(whole))
+    assert rows_of(made.run.dir) == rows_of(whole)
+    assert summary.before == json.loads((whole / "summary.json").read_text())["before"]
+
+
+def test_resuming_a_finished_run_only_finishes_it_again(recipe):
+    made = recipe(run_rounds=1)
+    Trainer(made).train()
+    before = last_tensors(made.run.dir)
+    summary = Trainer(made).train(resume=True)
+    assert summary.rounds == 1 and not summary.interrupted
+    assert_same_bits(last_tensors(made.run.dir), before)
+
+
+def test_what_a_checkpoint_holds(whole):
+    state, tensors = read_checkpoint(latest_checkpoint(whole))
+    assert set(unpack(tensors["weights"])) == {"current", "old", "sampling", "ema"}
+    assert {key.split("/")[1] for key in tensors["optimizer"]} == {"step", "exp_avg", "exp_avg_sq"}
+    assert state["round"] == 4 and state["step"] == 8
+    assert len(list_checkpoints(whole)) == 2  # checkpoint.keep
+
+
+def test_other_settings_are_refused(recipe):
+    made = recipe(run_rounds=1)
+    Trainer(made).train()
+    with pytest.raises(CheckpointError, match="other settings than the recipe given now; only run.dir"):
+        Trainer(dataclasses.replace(made, optimizer=Optimizer(lr=5e-4))).train(resume=True)
+    with pytest.raises(CheckpointError, match="other settings"):
+        model = dataclasses.replace(made.model, lora=LoraSpec(rank=3, alpha=4.0))
+        Trainer(dataclasses.replace(made, model=model)).train(resume=True)
+    longer = dataclasses.replace(made.run, rounds=2)
+    assert Trainer(dataclasses.replace(made, run=longer)).train(resume=True).rounds == 2
+
+
+def test_changed_prompts_are_refused(recipe, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\na dog\na red circle\n")
+    made = recipe(run_rounds=1, data=Data(prompts=str(file)))
+    Trainer(made).train()
+    file.write_text("a cat\na dog\na red square\n")
+    with pytest.raises(CheckpointError, match="other prompts than .*prompts.txt.* holds now"):
+        Trainer(made).train(resume=True)
+
+
+def test_a_lora_of_another_rank_is_refused(sd3, embeddings, whole):
+    other = load_policy(sd3, lora=LoraSpec(rank=3, alpha=4.0), embedding_folder=embeddings)
+    with pytest.raises(
+        ModelError, match="do not fit 'current'.*use the base model and LoRA rank of the file"
+    ):
+        load_weights(latest_checkpoint(whole), other)
+    same = load_policy(sd3, lora=LoraSpec(rank=2, alpha=4.0), embedding_folder=embeddings)
+    with pytest.raises(CheckpointError, match="has no weights 'best'; it holds current, ema, old, sampling"):
+        load_weights(latest_checkpoint(whole), same, "best")
+    load_weights(latest_checkpoint(whole), same, "old")
+    saved = unpack(read_checkpoint(latest_checkpoint(whole))[1]["weights"])["old"]
+    assert_same_bits(dict(same.weights.state_dict("current")), saved)

@@ -1,0 +1,206 @@
+"""Two processes on gloo against one: the same round, whoever makes which image."""
+
+import dataclasses
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import (
+    CHEAP,
+    GROUPS,
+    SIZE,
+    Batch,
+    LoraSpec,
+    RewardSpec,
+    flat_for_squares,
+    last_tensors,
+    make_rollout,
+    rows_of,
+    scramble,
+    small_recipe,
+    sometimes,
+    start,
+    take,
+    train,
+)
+
+from imgrl.anchor import VelocityAnchor
+from imgrl.objectives.image import NFT
+
+TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
+"""Of weights after two rounds at learning rate 1e-4: sums over images in another order, float32. AdamW divides
+a gradient by its own size, so rounding in a gradient close to 0 may move a weight by part of a step."""
+
+
+def two(target, *arguments):
+    """Run ``target(*arguments)`` in two processes that know each other; both must succeed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [start(target, *arguments, RANK=str(r), LOCAL_RANK=str(r), **common) for r in range(2)]
+    for process in ranks:
+        process.join(120)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0, 0]
+
+
+# ---------------------------------------------------------------- primitives
+
+
+def check_world() -> None:
+    """In each of two processes: gathers in rank order whatever the counts, sums, shares, agreement."""
+    from accelerate import Accelerator
+
+    from imgrl.training.distributed import World
+
+    world = World(Accelerator(cpu=True))
+    rank = world.rank
+    assert world.size == 2 and world.main == (rank == 0)
+    for counts in ((3, 1), (0, 2), (2, 2)):
+        mine = torch.arange(counts[rank] * 2).view(-1, 2) + 100 * rank
+        expected = torch.cat([torch.arange(n * 2).view(-1, 2) + 100 * r for r, n in enumerate(counts)])
+        for dtype in (torch.int64, torch.float32, torch.float64):
+            assert torch.equal(world.gather(mine.to(dtype)), expected.to(dtype))
+    assert world.gather(torch.tensor([rank == 0, True])).tolist() == [True, True, False, True]
+    assert not world.gather(torch.ones(1, requires_grad=True)).requires_grad
+    assert world.gather_objects([{"rank": rank}] * (rank + 1)) == [{"rank": 0}, {"rank": 1}, {"rank": 1}]
+    assert world.add(torch.tensor([1.5 + rank])).item() == 4.0
+    assert world.share(6) == slice(3 * rank, 3 * rank + 3)
+    assert world.add_counts({"a": rank, "b": 2}) == {"a": 1, "b": 4}
+    assert world.any(rank == 1) is True and world.any(False) is False
+    assert world.first(10.25 + rank) == 10.25
+    weights = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
+    if rank == 0:
+        weights[0].grad = torch.full((2, 3), 2.0)  # the other process has none
+    weights[1].grad = torch.arange(4.0) + rank
+    world.add_gradients(weights)
+    assert torch.equal(weights[0].grad, torch.full((2, 3), 2.0))
+    assert torch.equal(weights[1].grad, 2 * torch.arange(4.0) + 1)
+    world.accelerator.end_training()
+
+
+def test_what_processes_tell_each_other():
+    two(check_world)
+
+
+# ----------------------------------------------------------------------- runs
+
+WHOLE = Batch(groups=4, group_size=3, micro_groups=2)
+SPLIT = Batch(groups=3, group_size=2, micro_groups=1)  # each process holds one image of every pair
+UNEVEN = Batch(groups=4, group_size=3, micro_groups=4, updates_per_round=1)
+ODD = Batch(groups=2, group_size=6, micro_groups=1)  # 3 of each 6
+
+CASES = {
+    "whole groups": (WHOLE, "bright"),
+    "split groups": (SPLIT, "bright"),
+    "one micro-batch": (UNEVEN, "bright"),
+    "a group without signal": (SPLIT, "flat"),
+    "masked images": (ODD, "some"),
+}
+REWARDS = {
+    "bright": None,
+    "flat": {"flat": RewardSpec(use=flat_for_squares, retries=0)},
+    "some": {"some": RewardSpec(use=sometimes, retries=0)},
+}
+
+
+def made(recipe, folder, batch, reward, **changes):
+    rewards = {} if REWARDS[reward] is None else {"rewards": REWARDS[reward]}
+    return recipe(run_dir=str(folder), batch=batch, optimizer_lr=1e-4, **rewards, **changes)
+
+
+def compare(one, other):
+    first, second = last_tensors(one), last_tensors(other)
+    assert first.keys() == second.keys()
+    moved = 0.0
+    for key, value in first.items():
+        if key.startswith("weights:"):
+            torch.testing.assert_close(value, second[key], **TOLERANCE)
+            moved = max(moved, float(value.abs().max())) if "lora_B" in key else moved
+    assert moved > 5 * TOLERANCE["atol"]  # B starts at 0: agreement of standing still would prove nothing
+    for row, twin in zip(rows_of(one), rows_of(other), strict=True):
+        assert row.keys() == twin.keys()
+        for name, value in row.items():
+            if "velocity_norm" not in name:  # each process measures its own images
+                assert twin[name] == pytest.approx(value, rel=2e-3, abs=2e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(recipe, tmp_path, case):
+    batch, reward = CASES[case]
+    process = start(train, made(recipe, tmp_path / "one", batch, reward))
+    process.join(120)
+    assert process.exitcode == 0
+    two(train, made(recipe, tmp_path / "two", batch, reward))
+    compare(tmp_path / "one", tmp_path / "two")
+    rows = [row for row in rows_of(tmp_path / "two") if "reward" in row]
+    if reward == "flat":
+        assert any(row["groups/zero_variance"] > 0 for row in rows)
+    if reward == "some":
+        assert all(0 < row["reward/masked"] < 1 for row in rows)
+
+
+# ------------------------------------------------------------------ gradients
+
+FLAT = [0.1, 0.4, 0.9, 0.5, 0.5, 0.5, 0.3, 0.2, 0.8, 0.7, 0.1, 0.6]  # group 1 has no spread
+LEASH = {"anchor": VelocityAnchor(weight=0.3, guidance=2.0, adaptive="batch_mean_raw")}
+
+
+def write_gradient(model: Path, cache: Path, out: Path, objective, masked: list[int], micro: int) -> None:
+    """The summed gradient of a made-up round, from this process's share of it."""
+    from accelerate import Accelerator
+
+    from imgrl.policies import load_policy
+    from imgrl.training.distributed import World
+    from imgrl.training.rollout import advantages_of, local_rows
+    from imgrl.training.update import Updater
+
+    world = World(Accelerator(cpu=True))
+    policy = load_policy(
+        model, lora=LoraSpec(rank=2, alpha=4.0), names=("old", "frozen"), embedding_folder=cache
+    )
+    scramble(policy.weights)
+    batch = Batch(groups=GROUPS, group_size=SIZE, micro_groups=micro)
+    recipe = small_recipe("unused", "unused", batch=batch, objective=objective)
+    rollout = make_rollout(FLAT, mask=[row not in masked for row in range(GROUPS * SIZE)])
+    share = take(rollout, local_rows(recipe, world))
+    advantages, mine = advantages_of(share, recipe=recipe, world=world)
+    updater = Updater(policy, recipe, world)
+    updater._step = lambda: 0.0  # keep the gradient
+    result = updater.run(share, advantages, mine, round=0)
+    world.add_gradients(updater.parameters)
+    if world.main:
+        gradient = torch.cat([p.grad.flatten() for p in updater.parameters])
+        torch.save({"gradient": gradient, "metrics": result.metrics, "steps": result.steps}, out)
+    world.wait()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        CHEAP,
+        dataclasses.replace(CHEAP, temperature=0.5, **LEASH),
+        NFT(times=CHEAP.times, **LEASH),
+    ],
+    ids=["crd", "crd-softmax", "nft"],
+)
+@pytest.mark.parametrize("masked", [[], [6, 7, 8], [0, 1, 9, 10], [3, 9, 10, 11]], ids=str)
+def test_the_gradient_is_that_of_one_process(sd3, embeddings, tmp_path, objective, masked):
+    """With two groups to a micro-batch each process holds one whole group, so masks and flat groups leave a
+    process without rows while the other has some. Rounding only: 1e-4 of the largest entry.
+    """
+    common = (objective, masked, 2)
+    one = start(write_gradient, sd3, embeddings, tmp_path / "one.pt", *common)
+    two(write_gradient, sd3, embeddings, tmp_path / "two.pt", *common)
+    one.join(60)
+    first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
+    largest = float(first["gradient"].abs().max())
+    assert largest > 0 and first["steps"] == second["steps"] == 1
+    torch.testing.assert_close(second["gradient"], first["gradient"], rtol=0, atol=1e-4 * largest)
+    assert second["metrics"].keys() == first["metrics"].keys()
+    for name, value in first["metrics"].items():
+        assert second["metrics"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name

@@ -1,0 +1,293 @@
+"""The update half of a round, on a real tiny network with its inputs recorded."""
+
+import dataclasses
+
+import pytest
+import torch
+from small_runs import CHEAP, GROUPS, SIZE, Batch, make_rollout, scramble, small_recipe, take
+from torch import Tensor
+
+from imgrl.anchor import Constant, VelocityAnchor
+from imgrl.flow import TimeSampler
+from imgrl.objectives.image import CRD, NFT
+from imgrl.policies import LoraSpec, load_policy
+from imgrl.training.distributed import World
+from imgrl.training.groups import group_advantages
+from imgrl.training.update import Updater, noised_points
+
+
+@pytest.fixture(scope="module")
+def loaded(sd3, embeddings):
+    """One policy for all tests of this file; ``fresh`` puts it back to its start."""
+    return load_policy(
+        sd3,
+        lora=LoraSpec(rank=2, alpha=4.0),
+        names=("old", "sampling", "frozen"),
+        embedding_folder=embeddings,
+    )
+
+
+@pytest.fixture
+def policy(loaded):
+    """The policy with adapters that differ, so that no two velocities agree by chance."""
+    scramble(loaded.weights)
+    return loaded
+
+
+@pytest.fixture
+def world():
+    from accelerate import Accelerator
+
+    return World(Accelerator(cpu=True))
+
+
+class Recorder:
+    """A policy that notes what the loop asks of it."""
+
+    def __init__(self, policy):
+        self._policy, self.calls = policy, []
+
+    def __getattr__(self, name):
+        return getattr(self._policy, name)
+
+    def velocity(self, x, sigma, cond, **options) -> Tensor:
+        self.calls.append(
+            {
+                "x": x.clone(),
+                "sigma": sigma.clone(),
+                "rows": len(x),
+                "grad": torch.is_grad_enabled(),
+                **options,
+            }
+        )
+        return self._policy.velocity(x, sigma, cond, **options)
+
+    def of(self, weights):
+        return [call for call in self.calls if call["weights"] == weights]
+
+
+def make_recipe(**changes):
+    geometry = Batch(groups=GROUPS, group_size=SIZE, micro_groups=2)
+    return small_recipe("unused", "unused", **{"batch": geometry, "objective": CHEAP, **changes})
+
+
+def update(policy, recipe, world, rollout, *, step=False, round=0):
+    """Run a round's update; without ``step`` the summed gradient is kept and the weights are not."""
+    advantages = group_advantages(
+        rollout.scores.total, rollout.samples.group, std="group", mask=rollout.scores.mask
+    )
+    updater = Updater(policy, recipe, world)
+    if not step:
+        updater._step = lambda: 0.0
+    result = updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=round)
+    return result, [None if p.grad is None else p.grad.clone() for p in updater.parameters]
+
+
+# ------------------------------------------------------------------ points
+
+
+def test_current_old_and_anchor_see_the_same_points(policy, world):
+    recorder = Recorder(policy)
+    update(recorder, make_recipe(), world, make_rollout())
+    current, old, anchor = (recorder.of(name) for name in ("current", "old", "frozen"))
+    assert len(current) == len(old) == len(anchor) == 2 * CHEAP.times.count  # micro-batches x levels
+    for one, two, three in zip(current, old, anchor, strict=True):
+        assert torch.equal(one["x"], two["x"]) and torch.equal(one["x"], three["x"])
+        assert torch.equal(one["sigma"], two["sigma"]) and torch.equal(one["sigma"], three["sigma"])
+    assert {call["guidance"] for call in anchor} == {2.0}
+    assert {call["guidance"] for call in current + old} == {1.0}
+
+
+def points(recipe, rollout, rows, round=0):
+    sigmas = torch.linspace(1, 0, 5)
+    return [noised_points(rollout, rows, k, recipe=recipe, sigmas=sigmas, round=round) for k in range(2)]
+
+
+def test_points_depend_on_their_keys_alone():
+    """A share of the rows, in another order and another micro-batch, gets the very points of the whole."""
+    recipe, rollout = make_recipe(), make_rollout()
+    whole = points(recipe, rollout, torch.arange(12))
+    rows = torch.tensor([7, 1, 10])
+    share = take(rollout, rows)
+    other = make_recipe(batch=Batch(groups=GROUPS, group_size=SIZE, micro_groups=4))
+    for full, part in zip(whole, points(other, share, torch.arange(3)), strict=True):
+        for name in ("noise", "sigma", "noisy", "target"):
+            assert torch.equal(getattr(full, name)[rows], getattr(part, name))
+
+
+def test_a_group_shares_its_level_and_nothing_shares_noise():
+    first, second = points(make_recipe(), make_rollout(), torch.arange(12))
+    for noised in (first, second):
+        assert all(len(part.unique()) == 1 for part in noised.sigma.view(GROUPS, SIZE))
+        torch.testing.assert_close(noised.target, noised.noise - noised.clean)
+    noises = torch.cat(
+        [
+            first.noise,
+            second.noise,
+            points(make_recipe(), make_rollout(round=1), torch.arange(12), 1)[0].noise,
+        ]
+    )
+    assert len(noises.flatten(1).unique(dim=0)) == 36
+
+
+# --------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("objective", [CHEAP, NFT(times=TimeSampler(count=2))], ids=["crd", "nft"])
+def test_micro_batches_add_up_to_the_whole(policy, world, objective):
+    """Rounding only, float32: 1e-4 of the largest gradient."""
+    found = {}
+    for micro in (1, 2, 4):
+        policy.transformer.zero_grad()
+        recipe = make_recipe(
+            objective=objective, batch=Batch(groups=GROUPS, group_size=SIZE, micro_groups=micro)
+        )
+        found[micro] = update(policy, recipe, world, make_rollout())
+    whole = found[4][1]
+    largest = max(float(g.abs().max()) for g in whole)
+    assert largest > 0
+    for micro in (1, 2):
+        for one, two in zip(found[micro][1], whole, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-4 * largest)
+        for name, value in found[4][0].metrics.items():
+            assert found[micro][0].metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+def test_the_gradient_is_that_of_the_mean_loss_over_points(policy, world):
+    """Against the loss written down directly: NFT at equal copies, no anchor, all points in one tensor."""
+    recipe = make_recipe(objective=NFT(times=TimeSampler(count=2), anchor=VelocityAnchor(weight=0.0)))
+    rollout = make_rollout()
+    _, gradient = update(policy, recipe, world, rollout)
+    policy.transformer.zero_grad()
+    advantage = group_advantages(rollout.scores.total, rollout.samples.group, std="group").advantage.float()
+    q, total = (advantage.clamp(-5, 5) / 10 + 0.5), 0.0
+    sigmas = policy.sigmas(recipe.rollout.steps, 16, 16)
+    for level in range(2):
+        noised = noised_points(rollout, torch.arange(12), level, recipe=recipe, sigmas=sigmas, round=0)
+        cond = policy.encode([prompt.text for prompt in rollout.samples.prompts])
+        v = policy.velocity(noised.noisy, noised.sigma, cond)
+        v_old = policy.velocity(noised.noisy, noised.sigma, cond, weights="old")
+        for sign, share in ((1, q), (-1, 1 - q)):
+            # beta 1: v+ is v itself, v- its mirror image in the old velocity
+            mirrored = v if sign == 1 else 2 * v_old - v
+            error = noised.sigma[:, None, None, None] * (mirrored - noised.target)
+            scale = error.detach().abs().mean((1, 2, 3))
+            total = total + (5 * share * error.square().mean((1, 2, 3)) / scale).sum()
+    (total / 24).backward()
+    for one, parameter in zip(gradient, policy.weights.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=0, atol=1e-4 * float(parameter.grad.abs().max()))
+
+
+# ------------------------------------------------- groups and rows left out
+
+FLAT = [0.1, 0.4, 0.9, 0.5, 0.5, 0.5, 0.3, 0.2, 0.8, 0.7, 0.1, 0.6]  # group 1 has no spread
+
+
+def test_groups_without_signal_cost_no_forward(policy, world):
+    recorder = Recorder(policy)
+    recipe = make_recipe(batch=Batch(groups=GROUPS, group_size=SIZE, micro_groups=1))
+    result, _ = update(recorder, recipe, world, make_rollout(FLAT))
+    assert len(recorder.of("current")) == (GROUPS - 1) * 2
+    assert all(call["rows"] == SIZE for call in recorder.calls)
+    recorder.calls.clear()
+    policy.transformer.zero_grad()
+    result, gradient = update(recorder, recipe, world, make_rollout([0.5] * 12), step=True)
+    assert result.steps == 0 and not recorder.calls and gradient[0] is None
+    assert not any(name.startswith("train/") for name in result.metrics)
+
+
+def test_masked_rows_are_left_out(policy, world):
+    """As if they had never been: the same gradient whatever the masked images look like, and no NaN."""
+    mask = [True] * 12
+    mask[4] = mask[9] = mask[10] = False  # the last group keeps one row, so it is dropped
+    recorder = Recorder(policy)
+    rollout = make_rollout(mask=mask)
+    _, gradient = update(recorder, make_recipe(), world, rollout)
+    assert [call["rows"] for call in recorder.of("current")] == [5, 5, 3, 3]
+    rollout.samples.latents[[4, 9, 10, 11]] = 1e6
+    policy.transformer.zero_grad()
+    _, again = update(policy, make_recipe(), world, rollout)
+    for one, two in zip(gradient, again, strict=True):
+        assert torch.isfinite(one).all() and torch.equal(one, two)
+
+
+def test_without_an_anchor_the_frozen_model_never_runs(policy, world):
+    recorder = Recorder(policy)
+    free = CRD(times=TimeSampler(count=2), anchor=VelocityAnchor(weight=0.0))
+    result, _ = update(recorder, make_recipe(objective=free), world, make_rollout())
+    assert recorder.of("current") and not recorder.of("frozen")
+    assert "train/anchor_gap" not in result.metrics
+
+
+# -------------------------------------------------------------------- steps
+
+
+def test_two_updates_a_round_take_two_steps(policy, world):
+    """The old copy stays where it was before the first; the second trains on the second half of the groups."""
+    recorder = Recorder(policy)
+    recipe = make_recipe(batch=Batch(groups=GROUPS, group_size=SIZE, micro_groups=1, updates_per_round=2))
+    before = {k: v.clone() for k, v in policy.weights.state_dict("old").items()}
+    start = {k: v.clone() for k, v in policy.weights.state_dict("current").items()}
+    result, _ = update(recorder, recipe, world, make_rollout(), step=True)
+    assert result.steps == 2
+    assert all(torch.equal(v, before[k]) for k, v in policy.weights.state_dict("old").items())
+    assert any(not torch.equal(v, start[k]) for k, v in policy.weights.state_dict("current").items())
+    first, *_, last = recorder.of("old")
+    assert not torch.equal(first["x"], last["x"])
+
+
+def test_an_update_without_signal_takes_no_step(policy, world):
+    recipe = make_recipe(batch=Batch(groups=GROUPS, group_size=SIZE, micro_groups=2, updates_per_round=2))
+    rewards = [0.5] * 6 + FLAT[6:]  # the first update's groups are flat
+    result, _ = update(policy, recipe, world, make_rollout(rewards), step=True)
+    assert result.steps == 1
+
+
+def test_schedules_count_steps(recipe):
+    """Two steps a round: after two rounds the ramp of the old copy stands at its value of step 4."""
+    from small_runs import rows_of
+
+    from imgrl.anchor import Ramp
+    from imgrl.training.image_loop import Trainer
+
+    ramp = Ramp(start=0, value=0.1, slope=0.05, end=0.9)
+    objective = CRD(
+        times=TimeSampler(count=2), old=ramp, sampling=Constant(value=0.25), anchor=VelocityAnchor(weight=0.0)
+    )
+    made = recipe(
+        objective=objective, batch=Batch(groups=4, group_size=2, micro_groups=2, updates_per_round=2)
+    )
+    trainer = Trainer(made)
+    trainer.train()
+    rows = [row for row in rows_of(made.run.dir) if "reward" in row]
+    assert trainer.step == 4 and [row["optimizer_steps"] for row in rows] == [2, 4]
+    assert [row["decay/old"] for row in rows] == pytest.approx([0.2, 0.3])
+    assert [row["decay/sampling"] for row in rows] == [0.25, 0.25]
+
+
+def test_master_weights_and_moments_stay_float32_under_bf16(sd3, embeddings, world):
+    policy = load_policy(
+        sd3,
+        lora=LoraSpec(rank=2, alpha=4.0),
+        names=("old", "frozen"),
+        dtype="bf16",
+        embedding_folder=embeddings,
+    )
+    assert (
+        next(policy.transformer.transformer_blocks[0].attn.to_q.base_layer.parameters()).dtype
+        == torch.bfloat16
+    )
+    for tensor in policy.weights.tensors("current").values():
+        tensor.data.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
+    recipe = make_recipe(objective=dataclasses.replace(CHEAP, sampling=None))
+    updater = Updater(policy, recipe, world)
+    rollout = make_rollout()
+    advantages = group_advantages(rollout.scores.total, rollout.samples.group, std="group")
+    before = [p.detach().clone() for p in updater.parameters]
+    updater.run(rollout, advantages, torch.arange(12), round=0)
+    assert {p.dtype for p in updater.parameters} == {torch.float32}
+    moments = {v.dtype for state in updater.optimizer.state.values() for v in state.values()}
+    assert moments == {torch.float32}
+    # a first AdamW step moves by the learning rate, 1e-3: far below bfloat16's spacing next to 0.2
+    moved = torch.cat([(p - b).abs().flatten() for p, b in zip(updater.parameters, before, strict=True)])
+    assert 5e-4 < moved.median() < 2e-3
