@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import imgrl  # noqa: F401
 
-BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 128, 1.5e-3, 0.1, 0.999
+BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 48, 1e-3, 0.1, 0.999
 # Stock diffusers pads the missing T5's place with this many zero tokens; imgrl's own recipes use none. Both occur.
 STOCK_ZEROS, ZEROS_SHARE = 256, 0.25
 
@@ -85,7 +85,7 @@ def main() -> None:
     losses: list[float] = []
     with (args.work / "flow.jsonl").open("a") as log:
         while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
-            rate = LEARNING_RATE * min(1, (step + 1) / 500) * min(1, 3 * (1 - progress))
+            rate = LEARNING_RATE * min(1, (step + 1) / 200) * min(1, 3 * (1 - progress))
             optimizer.param_groups[0]["lr"] = rate
             losses.append(train_step(model, optimizer, cache, empty))
             average.update_parameters(model)

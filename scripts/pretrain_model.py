@@ -41,7 +41,7 @@ def build_transformer(seed: int) -> Any:
     from diffusers import SD3Transformer2DModel
 
     torch.manual_seed(seed)
-    return SD3Transformer2DModel(
+    transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=16,
@@ -55,6 +55,19 @@ def build_transformer(seed: int) -> Any:
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
+    start_as_identity(transformer)
+    return transformer
+
+
+def start_as_identity(transformer: Any) -> None:
+    """DiT's initialisation, which diffusers leaves to the caller: blocks begin as the identity, the output as zero."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+            if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
+                nn.init.zeros_(module.weight)
+    nn.init.xavier_uniform_(transformer.pos_embed.proj.weight.flatten(1))
 
 
 class Model(nn.Module):
