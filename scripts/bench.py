@@ -160,7 +160,11 @@ def main() -> None:
     gpu = args.device.startswith("cuda")
     layers, images = args.layers or (24 if gpu else 2), args.images or (8 if gpu else 1)
     tiny = load_policy(
-        asset("tiny-sd3"), dtype=args.dtype, device=args.device, names=("old", "sampling"), max_sequence_length=0
+        asset("tiny-sd3"),
+        dtype=args.dtype,
+        device=args.device,
+        names=("old", "sampling"),
+        max_sequence_length=0,
     )
     large = sd35_medium(layers, args.device, DTYPES[args.dtype])
     result = {

@@ -27,7 +27,9 @@ LOG_VARIANCE = -6.0
 @torch.no_grad()
 def whitening(vae: Any, rng: np.random.Generator, pictures: int = 2048) -> Tensor:
     """Matrix [C, C] from raw latents to decorrelated ones of about unit variance."""
-    latents = torch.cat([vae.encode(training_batch(rng, 64)[0]).latent_dist.mean for _ in range(pictures // 64)])
+    latents = torch.cat(
+        [vae.encode(training_batch(rng, 64)[0]).latent_dist.mean for _ in range(pictures // 64)]
+    )
     rows = latents.permute(1, 0, 2, 3).flatten(1)
     variance, directions = torch.linalg.eigh(torch.cov(rows))
     scale = (variance + FLOOR * variance.mean()).rsqrt()
