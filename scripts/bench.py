@@ -3,8 +3,8 @@
     python scripts/bench.py                        # here: CPU, SD3.5-medium at reduced depth
     python scripts/bench.py --device cuda --json assets/benchmarks/gpu.json
 
-Rates are the best of ``--repeats`` after one warm-up. The achieved TFLOP/s count every matrix product and convolution of
-the phase once (torch's flop counter) and stand beside the device's measured rate for a large matrix product.
+Rates are the best of ``--repeats`` after one warm-up. The achieved TFLOP/s count every matrix product and convolution
+of the phase once (torch's flop counter) and stand beside the device's measured rate for a large matrix product.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python scripts/pretrain_whiten.py --work runs/pretrain
 
 An autoencoder puts most variance into a channel or two (here: the background's brightness), and noise then drowns the
-others, which hold the shapes, until late in sampling. Stock pipelines scale latents by one number only, so the change of
-coordinates is folded into the encoder's last and the decoder's first convolution: pictures stay the same.
+others, which hold the shapes, until late in sampling. Stock pipelines scale latents by one number only, so the change
+of coordinates is folded into the encoder's last and the decoder's first convolution: pictures stay the same.
 """
 
 from __future__ import annotations
