@@ -31,7 +31,8 @@ def train(
     """Fine-tune a model with rewards.
 
     Without arguments: the bundled tiny model on the embedded world, which needs no download. On several GPUs:
-    `torchrun --nproc-per-node 8 -m imgrl.cli.main train ...`, or the same with `accelerate launch`.
+    `torchrun --nproc-per-node 8 -m imgrl.cli.main train ...`, or the same with `accelerate launch`. Ctrl-C finishes
+    the round, saves and exits with code 130; a second one stops at once.
     """
     recipe = _recipe(arguments, resume)
     from imgrl.training.image_loop import Trainer
