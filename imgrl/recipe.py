@@ -82,6 +82,8 @@ class Model:
     """Flux.1-dev's embedded guidance; None takes 3.5."""
     max_sequence_length: NonNegative | None = None
     """Tokens of the T5 encoder; None takes the stock pipeline's number."""
+    fold_zero_tokens: bool = True
+    """SD3 without T5: compute the stock pipeline's 256 zero tokens as one; equal up to rounding."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile each transformer block."""

@@ -1,10 +1,10 @@
-"""Trains several recipes with several seeds, one after another, and draws their held-out curves.
+r"""Trains several recipes with several seeds, one after another, and draws their held-out curves.
 
-    python scripts/compare.py --out assets/benchmarks/crd-nft --seeds 0,1,2 \\
+    python scripts/compare.py --out assets/benchmarks/crd-nft --seeds 0,1,2 \
         crd=tiny-sd3/crd nft=tiny-sd3/nft "no anchor=tiny-sd3/crd objective.anchor.weight=0"
 
-Each run is ``label=recipe [key=value ...]``. Finished runs are kept, an unfinished one is resumed, so the command can be
-repeated after an interruption. Writes ``<out>/<label>-<seed>/`` (run folders without checkpoints are enough to redraw),
+Each run is ``label=recipe [key=value ...]``. Finished runs are kept, an unfinished one is resumed, so the command can
+be repeated after an interruption. Writes ``<out>/<label>-<seed>/`` (run folders without checkpoints are enough to redraw),
 ``<out>/table.md`` and ``<out>/curves.png``.
 """
 
@@ -83,7 +83,7 @@ def curves(results: dict[str, list[list[dict[str, Any]]]], score: str) -> dict[s
 def table(results: dict[str, list[list[dict[str, Any]]]], score: str) -> str:
     """Markdown: before, after and drift of each run, mean and range over seeds."""
     lines = [
-        f"| run | {score} before | after (mean of seeds; range) | gain | minutes | images | diversity | velocity norm |",
+        f"| run | {score} before | after: mean (range) | gain | minutes | images | diversity | velocity norm |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for label, runs in results.items():

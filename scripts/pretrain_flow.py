@@ -25,8 +25,6 @@ from torch import Tensor, nn
 import imgrl  # noqa: F401
 
 BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 48, 1e-3, 0.1, 0.999
-# Stock diffusers pads the missing T5's place with this many zero tokens; imgrl's own recipes use none. Both occur.
-STOCK_ZEROS, ZEROS_SHARE = 256, 0.25
 
 
 @torch.no_grad()
@@ -117,9 +115,8 @@ def train_step(
     ids[torch.rand(BATCH) < CAPTION_DROPOUT] = empty
     sigma, noise = draw_sigma(BATCH), torch.randn_like(clean)
     level = sigma.view(-1, 1, 1, 1)
-    zeros = STOCK_ZEROS if torch.rand(()) < ZEROS_SHARE else 0
     with torch.autocast("cpu", torch.bfloat16):
-        velocity = model((1 - level) * clean + level * noise, sigma, ids, zeros)
+        velocity = model((1 - level) * clean + level * noise, sigma, ids)
     loss = (velocity.float() - (noise - clean)).square().mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretrain_zeros import repeat_last_token
 from torch import Tensor, nn
 
 import imgrl  # noqa: F401
+from imgrl.policies.zero_tokens import install
 
 ENCODER_WIDTH, WIDTH, HEADS, LAYERS = 96, 192, 6, 5
+STOCK_ZEROS = 256  # stock diffusers pads the missing T5's place with so many zero tokens
 
 
 def build_encoder(vocabulary: int, eos: int, seed: int) -> Any:
@@ -79,15 +80,15 @@ class Model(nn.Module):
         self.text_encoder = build_encoder(len(tokenizer), eos, seed=1)
         self.text_encoder_2 = build_encoder(len(tokenizer), eos, seed=2)
         self.transformer = build_transformer(seed=3)
+        self.repeats = install(self.transformer)
 
-    def forward(self, noisy: Tensor, sigma: Tensor, ids: Tensor, zeros: int) -> Tensor:
+    def forward(self, noisy: Tensor, sigma: Tensor, ids: Tensor) -> Tensor:
         outputs = [e(ids, output_hidden_states=True) for e in (self.text_encoder, self.text_encoder_2)]
         hidden = torch.cat([o.hidden_states[-2] for o in outputs], -1)
         pooled = torch.cat([o.text_embeds for o in outputs], -1)
-        if zeros:
-            hidden = torch.cat([hidden, hidden.new_zeros(len(hidden), 1, hidden.shape[-1])], 1)
-        with repeat_last_token(self.transformer, zeros):
-            return self.transformer(noisy, hidden, pooled, sigma * 1000, return_dict=False)[0]
+        hidden = torch.cat([hidden, hidden.new_zeros(len(hidden), 1, hidden.shape[-1])], 1)
+        self.repeats.count = STOCK_ZEROS
+        return self.transformer(noisy, hidden, pooled, sigma * 1000, return_dict=False)[0]
 
 
 def silent_t5() -> Any:

@@ -34,12 +34,25 @@ def load_for_sampling(model: str, lora: Path | None, *, dtype: str, device: str 
 
     where = choose_device(device)
     if lora is None:
-        return load_policy(model_path(model), train="none", dtype=dtype, device=where)  # type: ignore[arg-type]
+        return load_policy(
+            model_path(model),
+            train="none",
+            dtype=dtype,  # type: ignore[arg-type]
+            device=where,
+            fold_zero_tokens=True,
+        )
     from imgrl.policies.export import load_lora
 
     file = _lora_file(lora)
     spec = _spec(file)
-    policy = load_policy(model_path(model), train="lora", lora=spec, dtype=dtype, device=where)  # type: ignore[arg-type]
+    policy = load_policy(
+        model_path(model),
+        train="lora",
+        lora=spec,
+        dtype=dtype,  # type: ignore[arg-type]
+        device=where,
+        fold_zero_tokens=True,
+    )
     load_lora(policy, file)
     return policy
 

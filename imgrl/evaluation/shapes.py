@@ -30,7 +30,12 @@ Progress = Callable[[int, int], None]
 
 
 def evaluate_shapes(
-    policy: Policy, prompts: Sequence[Prompt], protocol: Protocol, *, progress: Progress | None = None
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    protocol: Protocol,
+    *,
+    probe: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Generate images for ``prompts`` and score them; see :func:`summarise` for the figures.
 

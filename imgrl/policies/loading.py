@@ -39,6 +39,7 @@ def load_policy(
     compile: bool = False,
     embedding_folder: str | Path | None = None,
     distilled_guidance: float | None = None,
+    fold_zero_tokens: bool = False,
 ) -> Policy:
     """Load an SD3 or Flux model as a policy.
 
@@ -54,6 +55,8 @@ def load_policy(
         compile: compile each transformer block in place with torch.compile.
         embedding_folder: keep text embeddings on disk there.
         distilled_guidance: Flux.1-dev's embedded guidance; None is 3.5.
+        fold_zero_tokens: SD3 without T5: compute the 256 equal zero tokens as one, several times faster and equal up to
+            rounding; False repeats stock diffusers' arithmetic bit for bit.
 
     Raises:
         ModelError: the folder is missing, incomplete, or of another family.
@@ -87,6 +90,8 @@ def load_policy(
     )
     if distilled_guidance is not None:
         _set_distilled_guidance(policy, distilled_guidance)
+    if fold_zero_tokens and isinstance(policy, SD3Policy):
+        policy.fold_zero_tokens()
     policy.weights = attach_weights(policy, train, lora, names)
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
@@ -95,9 +100,7 @@ def load_policy(
     return policy
 
 
-def attach_weights(
-    policy: Policy, train: str, lora: LoraSpec | None, names: Sequence[str]
-) -> NamedWeights:
+def attach_weights(policy: Policy, train: str, lora: LoraSpec | None, names: Sequence[str]) -> NamedWeights:
     """Named weights for a policy whose transformer is in place: adapters, parameter sets, or none."""
     if train == "none":
         return FixedWeights(policy.transformer)

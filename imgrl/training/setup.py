@@ -187,6 +187,7 @@ def _policy(recipe: Recipe, world: World, copies: tuple[str, ...]) -> Policy:
         compile=model.compile,
         embedding_folder=model.embedding_folder,
         distilled_guidance=model.distilled_guidance,
+        fold_zero_tokens=model.fold_zero_tokens,
     )
 
 

@@ -42,6 +42,20 @@ def test_sd3_latents_equal_the_stock_pipelines(
     assert (ours - theirs).abs().max() == 0
 
 
+@pytest.mark.parametrize(("steps", "guidance"), [(1, 1.0), (10, 4.5)])
+def test_folded_zero_tokens_change_nothing_but_rounding(
+    folders: dict[str, Path], steps: int, guidance: float
+) -> None:
+    policy = load_policy(folders["sd3"], fold_zero_tokens=True)
+    assert policy.encode([PROMPT]).tensors["prompt_embeds"].shape[1] < 256
+    ours = policy.sample(
+        policy.encode([PROMPT]), [3], steps=steps, weights="current", guidance=guidance, height=64, width=96
+    )
+    pipe = open_stock_pipeline(folders["sd3"])
+    theirs = from_pipeline(pipe, policy, num_inference_steps=steps, guidance_scale=guidance)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_sd3_with_t5_equals_the_stock_pipeline(tmp_path: Path) -> None:
     build_sd3(t5=True, shift=1.0, qk_norm="rms_norm").save_pretrained(tmp_path)
     policy, pipe = load_policy(tmp_path, train="none"), open_stock_pipeline(tmp_path)
