@@ -1,7 +1,10 @@
 """Two processes on gloo against one: the same round, whoever makes which image."""
 
 import dataclasses
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,18 +30,27 @@ from small_runs import (
 
 from imgrl.anchor import VelocityAnchor
 from imgrl.objectives.image import NFT
+from imgrl.recipe import dump
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 """Of weights after two rounds at learning rate 1e-4: sums over images in another order, float32. AdamW divides
 a gradient by its own size, so rounding in a gradient close to 0 may move a weight by part of a step."""
 
 
-def two(target, *arguments):
-    """Run ``target(*arguments)`` in two processes that know each other; both must succeed."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return str(probe.getsockname()[1])
+
+
+def two(target, *arguments):
+    """Run ``target(*arguments)`` in two processes that know each other; both must succeed."""
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     ranks = [start(target, *arguments, RANK=str(r), LOCAL_RANK=str(r), **common) for r in range(2)]
     for process in ranks:
         process.join(120)
@@ -204,3 +216,41 @@ def test_the_gradient_is_that_of_one_process(sd3, embeddings, tmp_path, objectiv
     assert second["metrics"].keys() == first["metrics"].keys()
     for name, value in first["metrics"].items():
         assert second["metrics"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+# ------------------------------------------------------------------ launchers
+
+# `accelerate launch --cpu` starts one process wherever there is no MPI; its torchrun path obeys ACCELERATE_USE_CPU.
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "{port}"],
+    "accelerate launch": [
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    + ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "{port}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_start_the_command_line(recipe, tmp_path, launcher):
+    file = tmp_path / "recipe.yaml"
+    reward = tmp_path / "reward.py"
+    reward.write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3)).tolist()\n")
+    rewards = {"bright": RewardSpec(use=f"{reward}:bright")}
+    file.write_text(
+        dump(recipe(run_dir=str(tmp_path / "two"), batch=SPLIT, optimizer_lr=1e-4, rewards=rewards))
+    )
+    words = [word.format(port=free_port()) for word in LAUNCHERS[launcher]]
+    command = [sys.executable, "-m", *words, "-m", "imgrl.cli.main", "train", str(file), "--quiet"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    process = start(train, made(recipe, tmp_path / "one", SPLIT, "bright"))
+    process.join(120)
+    compare(tmp_path / "one", tmp_path / "two")
+    assert '"processes": 2' in (tmp_path / "two" / "environment.json").read_text()
