@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ExportError", "ImgrlError", "ModelError", "RewardError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "ImgrlError",
+    "ModelError",
+    "RewardError",
+]
 
 
 class ImgrlError(Exception):

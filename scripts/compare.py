@@ -4,8 +4,8 @@ r"""Trains several recipes with several seeds, one after another, and draws thei
         crd=tiny-sd3/crd nft=tiny-sd3/nft "no anchor=tiny-sd3/crd objective.anchor.weight=0"
 
 Each run is ``label=recipe [key=value ...]``. Finished runs are kept, an unfinished one is resumed, so the command can
-be repeated after an interruption. Writes ``<out>/<label>-<seed>/`` (run folders without checkpoints are enough to redraw),
-``<out>/table.md`` and ``<out>/curves.png``.
+be repeated after an interruption.
+Writes ``table.md``, ``curves.json`` and ``curves.png``.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ def shapes(
     guidance: Annotated[float, typer.Option(min=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 1234,
     batch: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    probe: Annotated[bool, typer.Option(help="Have the independent check judge the same images.")] = False,
     dtype: Precision = "fp32",
     device: DeviceName = None,
     as_json: AsJson = False,
@@ -56,7 +57,9 @@ def shapes(
             batch=batch,
         )
         with image_progress(f"{count} steps", show=not as_json) as progress:
-            results[f"{count} steps"] = evaluate_shapes(policy, chosen, protocol, progress=progress)
+            results[f"{count} steps"] = evaluate_shapes(
+                policy, chosen, protocol, probe=probe, progress=progress
+            )
     if as_json:
         print_json(results)
         return

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from imgrl.errors import DataError
 from imgrl.evaluation.geneval.judge import Verdict
+from imgrl.evaluation.probe import probe_score
 from imgrl.evaluation.protocol import Protocol, generate
 from imgrl.rewards.pixels import to_uint8
 from imgrl.types import Prompt
@@ -39,20 +40,25 @@ def evaluate_shapes(
 ) -> dict[str, float]:
     """Generate images for ``prompts`` and score them; see :func:`summarise` for the figures.
 
+    ``probe`` has the same images judged by the independent, template-free check too: its figures are named
+    ``probe/...``.
+
     Raises:
         DataError: if a prompt lacks GenEval metadata, or no prompt asks for a shape.
     """
     _check(prompts)
     per, total = protocol.images_per_prompt, len(prompts) * protocol.images_per_prompt
     step = protocol.batch or max(total, 1)
-    verdicts: list[Verdict | None] = []
+    judges = {"": score_images} | ({"probe/": probe_score} if probe else {})
+    verdicts: dict[str, list[Verdict | None]] = {prefix: [] for prefix in judges}
     for start in range(0, total, step):
         rows = range(start, min(start + step, total))
         images = generate(policy, prompts, protocol, rows=rows)
-        verdicts += score_images(images, [prompts[row // per] for row in rows])
+        for prefix, judge in judges.items():
+            verdicts[prefix] += judge(images, [prompts[row // per] for row in rows])
         if progress is not None:
             progress(rows.stop, total)
-    return summarise(verdicts)
+    return {prefix + name: value for prefix in judges for name, value in summarise(verdicts[prefix]).items()}
 
 
 def score_images(images: Tensor, prompts: Sequence[Prompt]) -> list[Verdict | None]:
