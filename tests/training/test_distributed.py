@@ -162,21 +162,41 @@ FLAT = [0.1, 0.4, 0.9, 0.5, 0.5, 0.5, 0.3, 0.2, 0.8, 0.7, 0.1, 0.6]  # group 1 h
 LEASH = {"anchor": VelocityAnchor(weight=0.3, guidance=2.0, adaptive="batch_mean_raw")}
 
 
-def write_gradient(model: Path, cache: Path, out: Path, objective, masked: list[int], micro: int) -> None:
-    """The summed gradient of a made-up round, from this process's share of it."""
+OBJECTIVES = {
+    "crd": CHEAP,
+    "crd-softmax": dataclasses.replace(CHEAP, temperature=0.5, **LEASH),
+    "nft": NFT(times=CHEAP.times, **LEASH),
+}
+MASKED = {"none": [], "a group": [6, 7, 8], "parts": [0, 1, 9, 10], "part and group": [3, 9, 10, 11]}
+
+
+def write_gradients(model: Path, cache: Path, out: Path) -> None:
+    """The summed gradients of made-up rounds, from this process's share of them."""
     from accelerate import Accelerator
 
     from imgrl.policies import load_policy
     from imgrl.training.distributed import World
+
+    world = World(Accelerator(cpu=True))
+    lora = LoraSpec(rank=2, alpha=4.0)
+    policy = load_policy(model, lora=lora, names=("old", "frozen"), embedding_folder=cache)
+    found = {
+        f"{objective}/{masked}": gradient_of(policy, world, OBJECTIVES[objective], MASKED[masked])
+        for objective in OBJECTIVES
+        for masked in MASKED
+    }
+    if world.main:
+        torch.save(found, out)
+    world.wait()
+
+
+def gradient_of(policy, world, objective, masked):
+    """Two groups to a micro-batch: each of two processes holds one whole group of each."""
     from imgrl.training.rollout import advantages_of, local_rows
     from imgrl.training.update import Updater
 
-    world = World(Accelerator(cpu=True))
-    policy = load_policy(
-        model, lora=LoraSpec(rank=2, alpha=4.0), names=("old", "frozen"), embedding_folder=cache
-    )
     scramble(policy.weights)
-    batch = Batch(groups=GROUPS, group_size=SIZE, micro_groups=micro)
+    batch = Batch(groups=GROUPS, group_size=SIZE, micro_groups=2)
     recipe = small_recipe("unused", "unused", batch=batch, objective=objective)
     rollout = make_rollout(FLAT, mask=[row not in masked for row in range(GROUPS * SIZE)])
     share = take(rollout, local_rows(recipe, world))
@@ -185,31 +205,27 @@ def write_gradient(model: Path, cache: Path, out: Path, objective, masked: list[
     updater._step = lambda: 0.0  # keep the gradient
     result = updater.run(share, advantages, mine, round=0)
     world.add_gradients(updater.parameters)
-    if world.main:
-        gradient = torch.cat([p.grad.flatten() for p in updater.parameters])
-        torch.save({"gradient": gradient, "metrics": result.metrics, "steps": result.steps}, out)
-    world.wait()
+    gradient = torch.cat([p.grad.flatten() for p in updater.parameters])
+    return {"gradient": gradient, "metrics": result.metrics, "steps": result.steps}
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [
-        CHEAP,
-        dataclasses.replace(CHEAP, temperature=0.5, **LEASH),
-        NFT(times=CHEAP.times, **LEASH),
-    ],
-    ids=["crd", "crd-softmax", "nft"],
-)
-@pytest.mark.parametrize("masked", [[], [6, 7, 8], [0, 1, 9, 10], [3, 9, 10, 11]], ids=str)
-def test_the_gradient_is_that_of_one_process(sd3, embeddings, tmp_path, objective, masked):
-    """With two groups to a micro-batch each process holds one whole group, so masks and flat groups leave a
-    process without rows while the other has some. Rounding only: 1e-4 of the largest entry.
+@pytest.fixture(scope="module")
+def gradients(sd3, embeddings, tmp_path_factory):
+    """What one process found, and what two did."""
+    files = [tmp_path_factory.mktemp("gradients") / name for name in ("one.pt", "two.pt")]
+    one = start(write_gradients, sd3, embeddings, files[0])
+    one.join(120)
+    two(write_gradients, sd3, embeddings, files[1])
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("masked", MASKED)
+def test_the_gradient_is_that_of_one_process(gradients, objective, masked):
+    """Masks and the flat group leave a process without rows while the other has some. Rounding only: 1e-4 of the
+    largest entry.
     """
-    common = (objective, masked, 2)
-    one = start(write_gradient, sd3, embeddings, tmp_path / "one.pt", *common)
-    two(write_gradient, sd3, embeddings, tmp_path / "two.pt", *common)
-    one.join(60)
-    first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
+    first, second = (found[f"{objective}/{masked}"] for found in gradients)
     largest = float(first["gradient"].abs().max())
     assert largest > 0 and first["steps"] == second["steps"] == 1
     torch.testing.assert_close(second["gradient"], first["gradient"], rtol=0, atol=1e-4 * largest)

@@ -1,0 +1,116 @@
+"""A run that stopped, for whatever reason, continues bit for bit, or says why it cannot."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from small_runs import Data, Optimizer, assert_same_bits, last_tensors, rows_of, small_recipe
+
+from imgrl.errors import CheckpointError, ModelError
+from imgrl.policies import LoraSpec, load_policy
+from imgrl.training.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_weights,
+    read_checkpoint,
+    unpack,
+)
+from imgrl.training.image_loop import Trainer
+
+
+@pytest.fixture(scope="module")
+def whole(sd3, embeddings, tmp_path_factory):
+    """An uninterrupted run of four rounds."""
+    folder = tmp_path_factory.mktemp("whole")
+    Trainer(_resumable(small_recipe(sd3, folder, model_embedding_folder=str(embeddings)))).train()
+    return folder
+
+
+def _resumable(recipe):
+    """Evaluations in between, an average of the weights, and prompts that do not divide into rounds."""
+    evaluation = dataclasses.replace(recipe.evaluation, every=2, ema=0.5)
+    run = dataclasses.replace(recipe.run, rounds=4)
+    batch = dataclasses.replace(recipe.batch, groups=4, updates_per_round=2)
+    return dataclasses.replace(recipe, run=run, evaluation=evaluation, batch=batch)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe, whole, stop, monkeypatch):
+    made = _resumable(recipe())
+
+    class Crash(Exception):
+        pass
+
+    real = Trainer._round
+
+    def crash_after(self, parts, reporter):
+        if self.round == stop:
+            parts.sampler.next_round()  # state moved past the checkpoint
+            self.metrics.log(self.round + 1, {"reward": -1.0})  # and a row of the round that is lost
+            raise Crash
+        real(self, parts, reporter)
+
+    monkeypatch.setattr(Trainer, "_round", crash_after)
+    with pytest.raises(Crash):
+        Trainer(made).train()
+    monkeypatch.undo()
+    with Path(made.run.dir, "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"round": 99, "rew')  # cut short by the crash
+    summary = Trainer(made).train(resume=True)
+    assert_same_bits(last_tensors(made.run.dir), last_tensors(whole))
+    assert rows_of(made.run.dir) == rows_of(whole)
+    assert summary.before == json.loads((whole / "summary.json").read_text())["before"]
+
+
+def test_resuming_a_finished_run_only_finishes_it_again(recipe):
+    made = recipe(run_rounds=1)
+    Trainer(made).train()
+    before = last_tensors(made.run.dir)
+    summary = Trainer(made).train(resume=True)
+    assert summary.rounds == 1 and not summary.interrupted
+    assert_same_bits(last_tensors(made.run.dir), before)
+
+
+def test_what_a_checkpoint_holds(whole):
+    state, tensors = read_checkpoint(latest_checkpoint(whole))
+    assert set(unpack(tensors["weights"])) == {"current", "old", "sampling", "ema"}
+    assert {key.split("/")[1] for key in tensors["optimizer"]} == {"step", "exp_avg", "exp_avg_sq"}
+    assert state["round"] == 4 and state["step"] == 8
+    assert len(list_checkpoints(whole)) == 2  # checkpoint.keep
+
+
+def test_other_settings_are_refused(recipe):
+    made = recipe(run_rounds=1)
+    Trainer(made).train()
+    with pytest.raises(CheckpointError, match="other settings than the recipe given now; only run.dir"):
+        Trainer(dataclasses.replace(made, optimizer=Optimizer(lr=5e-4))).train(resume=True)
+    with pytest.raises(CheckpointError, match="other settings"):
+        model = dataclasses.replace(made.model, lora=LoraSpec(rank=3, alpha=4.0))
+        Trainer(dataclasses.replace(made, model=model)).train(resume=True)
+    longer = dataclasses.replace(made.run, rounds=2)
+    assert Trainer(dataclasses.replace(made, run=longer)).train(resume=True).rounds == 2
+
+
+def test_changed_prompts_are_refused(recipe, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\na dog\na red circle\n")
+    made = recipe(run_rounds=1, data=Data(prompts=str(file)))
+    Trainer(made).train()
+    file.write_text("a cat\na dog\na red square\n")
+    with pytest.raises(CheckpointError, match="other prompts than .*prompts.txt.* holds now"):
+        Trainer(made).train(resume=True)
+
+
+def test_a_lora_of_another_rank_is_refused(sd3, embeddings, whole):
+    other = load_policy(sd3, lora=LoraSpec(rank=3, alpha=4.0), embedding_folder=embeddings)
+    with pytest.raises(
+        ModelError, match="do not fit 'current'.*use the base model and LoRA rank of the file"
+    ):
+        load_weights(latest_checkpoint(whole), other)
+    same = load_policy(sd3, lora=LoraSpec(rank=2, alpha=4.0), embedding_folder=embeddings)
+    with pytest.raises(CheckpointError, match="has no weights 'best'; it holds current, ema, old, sampling"):
+        load_weights(latest_checkpoint(whole), same, "best")
+    load_weights(latest_checkpoint(whole), same, "old")
+    saved = unpack(read_checkpoint(latest_checkpoint(whole))[1]["weights"])["old"]
+    assert_same_bits(dict(same.weights.state_dict("current")), saved)
