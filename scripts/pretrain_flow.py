@@ -1,15 +1,18 @@
 """Trains the transformer and text encoders of assets/tiny-sd3 by plain flow matching, from scratch, resumable.
 
     python scripts/pretrain_flow.py --work runs/pretrain --minutes 60
+    python scripts/pretrain_flow.py --work runs/pretrain --minutes 60 --init assets/tiny-sd3
 
 Needs ``<work>/vae`` from pretrain_vae.py. Caches the latents of rendered pictures in ``<work>/latents.safetensors``,
-writes the state every few minutes, and at the end the pipeline folder ``<work>/tiny-sd3``.
+writes the state every few minutes, and at the end the pipeline folder ``<work>/tiny-sd3``. ``--init`` goes on from the
+weights of such a folder, its autoencoder included; the optimiser starts anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -69,12 +72,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="a pipeline folder to go on from")
     args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.init is not None and not (args.work / "vae").exists():
+        shutil.copytree(args.init / "vae", args.work / "vae")
     tokenizer = build_tokenizer()
     cache = cache_latents(args.work, args.pictures, tokenizer, args.seed)
     empty = tokenize(tokenizer, [""])
     torch.manual_seed(args.seed)
     model = Model(tokenizer)
+    if args.init is not None:
+        load_parts(model, args.init)
     average: Any = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
     )
@@ -127,6 +136,17 @@ def train_step(
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.item()
+
+
+def load_parts(model: Model, folder: Path) -> None:
+    """Load the transformer and the text encoders of a pipeline folder."""
+    files = {
+        "transformer": "diffusion_pytorch_model.safetensors",
+        "text_encoder": "model.safetensors",
+        "text_encoder_2": "model.safetensors",
+    }
+    for part, file in files.items():
+        getattr(model, part).load_state_dict(load_file(folder / part / file))
 
 
 def keep(work: Path, model: Any, average: Any, optimizer: Any, seconds: float, step: int) -> None:
