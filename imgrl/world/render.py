@@ -16,7 +16,7 @@ from imgrl.world.vocabulary import BACKGROUNDS, COLORS, IMAGE_SIZE, RING_HOLE, T
 __all__ = ["Placed", "draw", "render", "render_sign", "scene"]
 
 _SUPERSAMPLE = 4
-_GAP = 2.0
+_GAP = 2.5  # pixels between outlines: more than a pixel's diagonal after antialiasing
 _RADII = {1: (9.0, 22.0), 2: (8.0, 14.0), 3: (7.5, 11.0), 4: (7.0, 9.5)}
 _RELATION_MARGIN = 0.1  # GenEval's: offsets shrink by this share of both sizes before the direction is read
 
