@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imgrl.policies.base import Policy
+from imgrl.policies.lora import JOINT_ATTENTION
 
 __all__ = ["FluxPolicy"]
 
@@ -25,14 +26,7 @@ class FluxPolicy(Policy):
     pipeline_class: ClassVar[str] = "FluxPipeline"
     default_length: ClassVar[int] = 512
     default_targets: ClassVar[tuple[str, ...]] = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
+        *JOINT_ATTENTION,
         "ff.net.0.proj",
         "ff.net.2",
         "ff_context.net.0.proj",

@@ -14,9 +14,21 @@ from torch import Tensor, nn
 from imgrl.errors import ConfigError
 from imgrl.policies.adapters import CURRENT, FROZEN, NamedWeights
 
-__all__ = ["LoraSpec", "LoraWeights", "target_modules"]
+__all__ = ["JOINT_ATTENTION", "LoraSpec", "LoraWeights", "target_modules"]
 
 _BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+
+JOINT_ATTENTION = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+"""The published LoRA targets of SD3: attention projections of images and text; Flux adds its feed-forwards."""
 
 
 @dataclass(frozen=True, kw_only=True)

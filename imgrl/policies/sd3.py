@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from imgrl.policies.base import Policy
+from imgrl.policies.lora import JOINT_ATTENTION
 from imgrl.policies.zero_tokens import Repeats, fold, install, unfold
 
 __all__ = ["SD3Policy"]
@@ -24,16 +25,7 @@ class SD3Policy(Policy):
     family: ClassVar[str] = "sd3"
     pipeline_class: ClassVar[str] = "StableDiffusion3Pipeline"
     default_length: ClassVar[int] = 256
-    default_targets: ClassVar[tuple[str, ...]] = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    )
+    default_targets: ClassVar[tuple[str, ...]] = JOINT_ATTENTION
     _default_max_shift: ClassVar[float] = 1.16
     _repeats: Repeats | None = None
 
