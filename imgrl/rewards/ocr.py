@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imgrl.errors import RewardError
 from imgrl.rewards.pixels import to_uint8
 
 __all__ = ["Ocr", "edit_distance", "quoted_text", "text_score"]
@@ -78,10 +79,10 @@ class Ocr:
             of up to 64 pixels and 256 beyond. Never shrinks.
         bfloat16: run the detector in bfloat16, for processors that have it; nearly the same maps.
         batch: images that the detector sees at once.
-        device: ``cpu``, ``cuda`` or None for whichever there is.
+        device: ``cpu``, ``cuda`` (the process's current one), ``cuda:1`` or None for whichever there is.
 
     Raises:
-        RewardError: if EasyOCR or the package with its weights is not installed.
+        RewardError: if EasyOCR or the package with its weights is not installed, or the device is not there.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Ocr:
             raise ValueError(f"Expected batch >= 1 and detector_side >= 32, got {batch} and {detector_side}.")
         self.mode, self.containment = mode, containment
         self.detector_side, self.batch = detector_side, batch
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = _one_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._reader = _open_reader(self.device, bfloat16=bfloat16, detector=mode == "detect")
         self._lock = threading.Lock()  # the reader is not made for two threads
 
@@ -166,6 +167,15 @@ def _crop(grey: np.ndarray) -> list[list[int]]:
     ]
 
 
+def _one_device(name: str) -> str:
+    """``cuda`` with the number of the current one: EasyOCR would otherwise mean the first, whatever the process."""
+    if name != "cuda":
+        return name
+    if not torch.cuda.is_available():
+        raise RewardError("Reward 'ocr' was given device 'cuda', but torch sees none here; leave it out.")
+    return f"cuda:{torch.cuda.current_device()}"
+
+
 def _open_reader(device: str, *, bfloat16: bool, detector: bool) -> Any:
     from imgrl.rewards.registry import require
 
@@ -184,9 +194,22 @@ def _open_reader(device: str, *, bfloat16: bool, detector: bool) -> Any:
             detector=detector,
             verbose=False,
         )
+    _take_off_data_parallel(reader)
     if detector:
         reader.detector = _Detector(reader.detector, device=device, bfloat16=bfloat16)
     return reader
+
+
+def _take_off_data_parallel(reader: Any) -> None:
+    """Leave each network on its one device.
+
+    EasyOCR wraps them in DataParallel, which spreads every batch over all visible GPUs and insists on the first
+    one; here each process has a GPU of its own.
+    """
+    for name in ("detector", "recognizer"):
+        network = getattr(reader, name, None)
+        if isinstance(network, torch.nn.DataParallel):
+            setattr(reader, name, network.module)
 
 
 class _Detector(torch.nn.Module):
@@ -194,11 +217,12 @@ class _Detector(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module, *, device: str, bfloat16: bool) -> None:
         super().__init__()
-        if device == "cpu":
+        kind = torch.device(device).type
+        if kind == "cpu":
             from torch.fx.experimental.optimization import fuse
 
             network = fuse(network.eval()).to(memory_format=torch.channels_last)  # pyright: ignore
-        self.network, self.kind, self.narrow = network, device.partition(":")[0], bfloat16
+        self.network, self.kind, self.narrow = network, kind, bfloat16
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """Score maps [n, h, w, 2]; the second output of CRAFT is not used."""

@@ -44,3 +44,17 @@ def test_same_seed_same_image_as_on_the_cpu():
         images.append(policy.decode(policy.sample(cond, [0, 1], steps=4)).cpu())
     # Noise is drawn on the CPU; what remains is float32 rounding through four steps.
     torch.testing.assert_close(images[0], images[1], atol=2e-3, rtol=0)
+
+
+def test_the_ocr_reward_reads_on_the_last_device():
+    """With several visible, EasyOCR's own wrapping insists on the first."""
+    pytest.importorskip("easyocr_en_models")
+    from imgrl.rewards.ocr import Ocr
+
+    last = torch.cuda.device_count() - 1
+    with torch.cuda.device(last):
+        reader = Ocr()
+    assert reader.device == f"cuda:{last}"
+    networks = (reader._reader.detector, reader._reader.recognizer)
+    assert {p.device.index for network in networks for p in network.parameters()} == {last}
+    assert reader(torch.ones(2, 3, 64, 64), ['says "STOP"'] * 2) == [0.0, 0.0]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from imgrl.rewards.ocr import Ocr, edit_distance, quoted_text, text_score
+from imgrl.errors import RewardError
+from imgrl.rewards.ocr import Ocr, _one_device, _open_reader, edit_distance, quoted_text, text_score
 
 REFUSED = ("no_quotes", "empty_target")  # the originals raise; here the reward does not apply
 
@@ -99,3 +100,25 @@ def test_settings_are_checked():
         Ocr(mode="guess")
     with pytest.raises(ValueError, match="detector_side >= 32"):
         Ocr(detector_side=8)
+
+
+def test_networks_stay_on_one_device():
+    """EasyOCR compares with the text "cpu", so it wraps both networks for this device as it does on CUDA."""
+    pytest.importorskip("easyocr_en_models")
+    reader = _open_reader(torch.device("cpu"), bfloat16=False, detector=True)
+    networks = [*reader.detector.modules(), *reader.recognizer.modules()]
+    assert len(networks) > 20
+    assert not any(isinstance(network, torch.nn.DataParallel) for network in networks)
+
+
+def test_cuda_means_the_current_device_of_this_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert _one_device("cuda") == "cuda:3"
+    assert [_one_device(name) for name in ("cuda:1", "cpu")] == ["cuda:1", "cpu"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(RewardError, match="was given device 'cuda', but torch sees none"):
+        Ocr(device="cuda")
