@@ -18,7 +18,10 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write; default: RUN/export.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="current, sampling, old or ema.")] = "current",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="current, sampling, old or ema; default: those that the run's evaluation scores."),
+    ] = None,
     device: Annotated[str | None, typer.Option()] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -34,7 +37,8 @@ def export(
     saved = None if checkpoint is None else checkpoint / "config.yaml"
     if checkpoint is None or saved is None or not saved.is_file():
         raise CheckpointError(f"{run} is neither a run folder with a checkpoint nor a checkpoint")
-    model = resolve(saved).model
+    recipe = resolve(saved)
+    model, weights = recipe.model, weights or recipe.evaluation.weights
     policy = load_policy(
         model_path(model.path),
         train=model.train,
@@ -44,13 +48,13 @@ def export(
     )
     load_weights(checkpoint, policy, weights)
     folder = out or run / "export"
-    manifest = policy.export(folder, weights="current")
+    policy.weights.add(weights)  # so that the manifest names them
+    manifest = policy.export(folder, weights=weights)
     if as_json:
         print_json({"folder": str(folder), **asdict(manifest)})
         return
-    error = (
-        ""
-        if manifest.velocity_error is None
-        else f"; stock diffusers agrees to {manifest.velocity_error:.1e}"
-    )
-    typer.echo(f"{folder}: {', '.join(manifest.files)}{error}")
+    files = ", ".join(manifest.files)
+    if manifest.velocity_error is None:
+        typer.echo(f"{folder}: {files}. {manifest.unverified}")
+    else:
+        typer.echo(f"{folder}: {files}; stock diffusers agrees to {manifest.velocity_error:.1e}")

@@ -1,15 +1,18 @@
 """Writing trained weights in the forms that other programs load, and proving that they do.
 
 A LoRA file without alpha is read by diffusers with scale 1, so alpha / rank is folded into B. Every export is
-opened again in a fresh stock pipeline and must give the same velocity before it replaces an older one.
+opened again in a fresh stock pipeline and must give the same velocity before it replaces an older one; only
+where memory does not suffice for that, the file is kept and the manifest says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,8 @@ class Manifest:
     """LoRA layers that the fresh pipeline loaded: all of them, or the export fails."""
     velocity_error: float | None = None
     """max |v_stock - v_ours| / max |v_ours|; None if not verified."""
+    unverified: str | None = None
+    """Why it was not verified though that was asked for: the memory did not suffice."""
     weight_error: float | None = None
     """Largest relative difference of a LoRA factor after loading; None if not verified or not a LoRA."""
     velocity_change: float | None = None
@@ -197,8 +202,32 @@ def _transformer_only(folder: Path, dtype: torch.dtype) -> Any:
 
 
 @torch.no_grad()
-def _compare(policy: Policy, pipeline: Any, name: str) -> dict[str, float]:
+def _compare(policy: Policy, pipeline: Any, name: str) -> dict[str, Any]:
     """Velocity of the fresh pipeline against ours on random latents and embeddings."""
+    x, sigma, cond = _inputs(policy)
+    try:
+        ours = policy.velocity(x, sigma, cond, weights=name)
+        frozen = policy.velocity(x, sigma, cond, weights="frozen") if _has_frozen(policy) else None
+        with _in_place(policy, pipeline.transformer) as transformer:
+            theirs = policy.predict(transformer, x, sigma, cond)
+    except torch.cuda.OutOfMemoryError as error:  # says nothing of the file, which may be a run's only result
+        reason = str(error).partition("\n")[0]
+        return {
+            "unverified": f"Memory ran out before a fresh pipeline could be compared ({reason}); to have it checked, "
+            "export the run again with `imgrl export --device cpu`."
+        }
+    size = ours.abs().max()
+    error = float((theirs - ours).abs().max() / size)
+    _require_small("velocities", error, _TOLERANCE[policy.dtype])
+    change = None if frozen is None else float((frozen - ours).abs().max() / size)
+    return {"velocity_error": error, "velocity_change": change}
+
+
+def _has_frozen(policy: Policy) -> bool:
+    return "frozen" in policy.weights.names
+
+
+def _inputs(policy: Policy) -> tuple[Tensor, Tensor, Conditioning]:
     config, device = policy.transformer.config, policy.device
     generator = torch.Generator().manual_seed(0)
 
@@ -208,19 +237,19 @@ def _compare(policy: Policy, pipeline: Any, name: str) -> dict[str, float]:
     cond = {"prompt_embeds": draw(2, 8, config.joint_attention_dim)}
     cond["pooled_prompt_embeds"] = draw(2, config.pooled_projection_dim)
     cond = {key: tensor.to(policy.dtype) for key, tensor in cond.items()}
-    channels = policy.latent_shape()[0]
-    x, sigma = draw(2, channels, 8, 8), torch.tensor([0.9, 0.4], device=device)
-    ours = policy.velocity(x, sigma, Conditioning(tensors=cond), weights=name)
-    transformer = pipeline.transformer.to(device).eval()
-    theirs = policy.predict(transformer, x, sigma, Conditioning(tensors=cond))
-    size = ours.abs().max()
-    error = float((theirs - ours).abs().max() / size)
-    _require_small("velocities", error, _TOLERANCE[policy.dtype])
-    measured = {"velocity_error": error}
-    if "frozen" in policy.weights.names:
-        frozen = policy.velocity(x, sigma, Conditioning(tensors=cond), weights="frozen")
-        measured["velocity_change"] = float((frozen - ours).abs().max() / size)
-    return measured
+    x = draw(2, policy.latent_shape()[0], 8, 8)
+    return x, torch.tensor([0.9, 0.4], device=device), Conditioning(tensors=cond)
+
+
+@contextlib.contextmanager
+def _in_place(policy: Policy, transformer: Any) -> Iterator[Any]:
+    """``transformer`` on the policy's device while the policy's own waits on the CPU: two may not fit there."""
+    try:
+        policy.transformer.to("cpu")
+        yield transformer.to(policy.device).eval()
+    finally:
+        transformer.to("meta")  # frees it at once, though the traceback of an error may still refer to it
+        policy.transformer.to(policy.device)
 
 
 def _require_small(what: str, error: float, limit: float) -> None:

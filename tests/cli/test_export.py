@@ -5,25 +5,31 @@ import json
 import pytest
 import torch
 
-from imgrl.recipe import LoraSpec, Model, Recipe, dump
+from imgrl.recipe import Evaluation, LoraSpec, Model, Recipe, dump
+
+SPEC = LoraSpec(rank=2, alpha=4.0)
 
 
 @pytest.fixture
 def trained(sd3_folder, tmp_path):
     """A run with two checkpoints whose weights are known: the policy that the last one holds."""
     from imgrl.policies import load_policy
-    from imgrl.training.checkpoint import pack, write_checkpoint
 
-    spec = LoraSpec(rank=2, alpha=4.0)
-    policy = load_policy(sd3_folder, lora=spec, names=("sampling",))
-    config = dump(Recipe(model=Model(path=str(sd3_folder), lora=spec)))
+    policy = load_policy(sd3_folder, lora=SPEC, names=("sampling",))
     for number in (1, 10):
         with torch.no_grad():
             for tensor in policy.weights.tensors("current").values():
                 tensor.normal_(generator=torch.Generator().manual_seed(number))
-        named = {name: policy.weights.state_dict(name) for name in ("current", "sampling")}
-        write_checkpoint(tmp_path / "run", number, tensors={"weights": pack(named)}, state={}, config=config)
+        save(policy, tmp_path / "run", number)
     return policy
+
+
+def save(policy, run, number, **changes):
+    from imgrl.training.checkpoint import pack, write_checkpoint
+
+    config = dump(Recipe(model=Model(path=str(policy.folder), lora=SPEC), **changes))
+    named = {name: policy.weights.state_dict(name) for name in ("current", "sampling")}
+    write_checkpoint(run, number, tensors={"weights": pack(named)}, state={}, config=config)
 
 
 def velocity(policy, weights="current"):
@@ -32,9 +38,9 @@ def velocity(policy, weights="current"):
 
 
 def exported(sd3_folder, folder):
-    from imgrl.cli.models import load_for_sampling
+    from imgrl.cli.models import load_for_sampling, sampling_settings
 
-    return velocity(load_for_sampling(str(sd3_folder), folder, dtype="fp32", device="cpu"))
+    return velocity(load_for_sampling(sampling_settings(str(sd3_folder), folder), folder, device="cpu"))
 
 
 def test_the_newest_checkpoint_is_exported(imgrl, trained, sd3_folder, tmp_path):
@@ -55,6 +61,30 @@ def test_other_weights_of_a_named_checkpoint(imgrl, trained, sd3_folder, tmp_pat
     assert "stock diffusers agrees to" in result.stdout
     base = velocity(trained, "frozen")  # the copy was made before training: B is zero
     torch.testing.assert_close(exported(sd3_folder, tmp_path / "out"), base, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("option", "written"), [([], "sampling"), (["--weights", "current"], "current")])
+def test_weights_are_those_that_the_run_evaluates(imgrl, trained, sd3_folder, tmp_path, option, written):
+    """As the trainer exports them; a manifest names what lies beside it."""
+    save(trained, tmp_path / "run", 11, evaluation=Evaluation(weights="sampling"))
+    result = imgrl("export", "run", *option, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["weights"] == written
+    expected = velocity(trained, "frozen" if written == "sampling" else "current")
+    torch.testing.assert_close(exported(sd3_folder, tmp_path / "run/export"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_that_memory_did_not_suffice_to_check_is_written(imgrl, trained, tmp_path, monkeypatch):
+    from imgrl.policies import Policy
+
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Policy, "predict", full)
+    result = imgrl("export", "run", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "Memory ran out before a fresh pipeline could be compared" in result.stdout
+    assert (tmp_path / "run/export/pytorch_lora_weights.safetensors").is_file()
 
 
 def test_refused(refused, trained, tmp_path):

@@ -1,11 +1,13 @@
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from imgrl.errors import ConfigError
-from imgrl.policies.embeddings import encoder_revision
+from imgrl.policies.embeddings import EmbeddingTable, encode_ahead, encoder_revision
 from imgrl.policies.stock import open_stock_pipeline
 
 
@@ -60,6 +62,135 @@ def test_disk_cache_serves_without_encoders_and_survives_corruption(load: Any, t
     assert torch.equal(
         load("sd3", embedding_folder=folder).encode(["a", "b"]).tensors["prompt_embeds"], expected
     )
+
+
+CPU = torch.device("cpu")
+WORDS = [f"word {i}" for i in range(10)]
+
+
+def counting(folder: Path | None, rows: int) -> tuple[EmbeddingTable, list[str]]:
+    """A table of 40-byte rows with room for some of them, and the prompts it encoded so far."""
+    encoded: list[str] = []
+
+    def encode(prompt: str) -> dict[str, torch.Tensor]:
+        encoded.append(prompt)
+        return {"prompt_embeds": torch.full((10,), float(len(prompt)))}
+
+    table = EmbeddingTable(encode, lambda: {}, folder)
+    table.capacity = rows * 40
+    return table, encoded
+
+
+def test_memory_holds_the_rows_used_last_and_the_empty_prompt(tmp_path: Path) -> None:
+    table, encoded = counting(tmp_path, rows=3)
+    table(["", "a", "bb", "ccc", "a"], CPU)
+    assert list(table._rows) == ["", "ccc", "a"]
+    table(WORDS, CPU)
+    assert list(table._rows) == ["", *WORDS[-2:]] and table._held == 120
+    for file in (table.path(""), table.path(WORDS[-1])):
+        assert file is not None
+        file.unlink()
+    again = table(["", *WORDS[::-1]], CPU).tensors["prompt_embeds"]
+    assert again[:, 0].tolist() == [0.0] + [6.0] * 10
+    assert encoded == ["", "a", "bb", "ccc", *WORDS]  # each once: what left memory was read back
+
+
+def test_memory_is_the_only_place_without_a_folder() -> None:
+    table, encoded = counting(None, rows=3)
+    table(WORDS, CPU)
+    table(WORDS, CPU)
+    assert encoded == WORDS
+
+
+def spied(policy: Any) -> list[str]:
+    """The prompts that the policy's encoders see from now on."""
+    seen: list[str] = []
+    encode = policy._encode_text
+    policy._encode_text = lambda pipeline, prompt: (seen.append(prompt), encode(pipeline, prompt))[1]
+    return seen
+
+
+def test_prompts_that_fit_are_encoded_into_memory_ahead(load: Any, family: str, tmp_path: Path) -> None:
+    policy = load(family)
+    assert encode_ahead(policy, WORDS, tmp_path / "rows") is None
+    assert policy._encoders is None and list(tmp_path.iterdir()) == []
+    expected = load(family).encode(["", *WORDS]).tensors
+    for name, tensor in policy.encode(["", *WORDS]).tensors.items():
+        assert torch.equal(tensor, expected[name])
+    assert policy._encoders is None
+
+
+def test_more_prompts_than_memory_takes_become_files(load: Any, family: str, tmp_path: Path) -> None:
+    policy, folder = load(family), tmp_path / "rows"
+    table, expected = policy._embeddings, load(family).encode(["", *WORDS]).tensors
+    row = table.bytes_for(0)
+    table.capacity = 10 * row  # one less than needed
+    told = encode_ahead(policy, WORDS, folder)
+    assert told == f"10 prompts: their text embeddings (0.0 GiB) are files in {folder}"
+    assert policy._encoders is None and len(list(folder.glob("*.safetensors"))) == 11
+    for _ in range(2):
+        for name, tensor in policy.encode(["", *WORDS]).tensors.items():
+            assert torch.equal(tensor, expected[name])
+        assert table._held == 10 * row == sum(t.nbytes for r in table._rows.values() for t in r.values())
+    assert policy._encoders is None
+    resumed = load(family, embedding_folder=folder)
+    resumed._embeddings.capacity = 0
+    encode_ahead(resumed, WORDS, tmp_path / "other")
+    assert resumed._encoders is None and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("capacity", [0, 1 << 20])
+def test_processes_share_the_encoding_through_files(load: Any, tmp_path: Path, capacity: int) -> None:
+    first, second = (load("sd3", embedding_folder=tmp_path) for _ in range(2))
+    seen = [spied(policy) for policy in (first, second)]
+    first._embeddings.capacity = second._embeddings.capacity = capacity
+
+    def meanwhile() -> None:
+        assert seen == [["", *WORDS[0::2]], []]
+        encode_ahead(second, WORDS, tmp_path / "unused", rank=1, size=2)
+
+    encode_ahead(first, WORDS, tmp_path / "unused", rank=0, size=2, wait=meanwhile)
+    assert seen == [["", *WORDS[0::2]], WORDS[1::2]]
+    expected = load("sd3").encode(WORDS).tensors["prompt_embeds"]
+    for policy in (first, second):
+        assert torch.equal(policy.encode(WORDS).tensors["prompt_embeds"], expected)
+        assert policy._encoders is None
+
+
+def test_processes_that_see_no_files_of_others_encode_all(load: Any, tmp_path: Path) -> None:
+    policy = load("sd3", embedding_folder=tmp_path)
+    policy._embeddings.capacity = 0
+    seen = spied(policy)
+    encode_ahead(policy, WORDS, tmp_path, rank=1, size=2)
+    assert seen == ["", *WORDS[1::2], *WORDS[0::2]]
+
+
+def test_a_file_cut_short_is_encoded_again_before_training(load: Any, tmp_path: Path) -> None:
+    load("sd3", embedding_folder=tmp_path).encode(["", *WORDS])
+    policy = load("sd3", embedding_folder=tmp_path)
+    policy._embeddings.capacity = 0
+    torn, empty = (policy._embeddings.path(prompt) for prompt in WORDS[3:5])
+    torn.write_bytes(torn.read_bytes()[:-1])
+    empty.write_bytes(b"")
+    seen = spied(policy)
+    with pytest.warns(UserWarning, match="corrupted"):
+        encode_ahead(policy, WORDS, tmp_path)
+    assert seen == WORDS[3:5] and policy._encoders is None
+
+
+def test_a_disk_without_room_is_refused_before_encoding(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load("sd3")
+    policy._embeddings.capacity = 0
+    row = policy._embeddings.bytes_for(0)
+    seen = spied(policy)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * row - 1))
+    with pytest.raises(ConfigError, match="embeddings of 10 prompts need .* set model.embedding_folder to"):
+        encode_ahead(policy, WORDS, tmp_path)
+    assert seen == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * row))
+    assert encode_ahead(policy, WORDS, tmp_path) is not None and seen == WORDS
 
 
 def test_the_key_changes_with_dtype_length_and_encoder(load: Any, tmp_path: Path) -> None:

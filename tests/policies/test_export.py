@@ -102,6 +102,76 @@ def test_an_export_that_does_not_load_or_differs_is_refused_and_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def spied(policy: Any, monkeypatch: pytest.MonkeyPatch, change: Any = lambda v: v) -> list[str]:
+    """What the check does, in order; ``change`` is applied to the fresh network's velocity."""
+    events: list[str] = []
+    fresh: list[Any] = []
+    predict, move = policy.predict, policy.transformer.to
+
+    def spying_predict(transformer: Any, *inputs: Any) -> torch.Tensor:
+        ours = transformer is policy.transformer
+        events.append("ours" if ours else "fresh")
+        fresh.extend([] if ours else [transformer])
+        return predict(transformer, *inputs) if ours else change(predict(transformer, *inputs))
+
+    def spying_move(device: Any) -> Any:
+        back = device is policy.device
+        if back:
+            assert all(t.is_meta for t in fresh[0].parameters()), "the fresh network is still there"
+        events.append("back" if back else f"to {device}")
+        return move(device)
+
+    monkeypatch.setattr(policy, "predict", spying_predict)
+    monkeypatch.setattr(policy.transformer, "to", spying_move)
+    return events
+
+
+ALONE = ["ours", "ours", "to cpu", "fresh", "back"]  # trained and frozen velocities first
+
+
+def test_the_device_never_holds_the_trained_and_the_fresh_network(
+    load: Any, disturb: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(family)
+    disturb(policy)
+    events = spied(policy, monkeypatch)
+    assert policy.export(tmp_path / "out").unverified is None
+    assert events == ALONE
+
+
+def test_a_check_that_fails_puts_the_trained_network_back(
+    load: Any, disturb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load("sd3")
+    disturb(policy)
+    events = spied(policy, monkeypatch, lambda velocity: velocity * 1.5)
+    with pytest.raises(ExportError, match="velocities differ .* by 0.5"):
+        policy.export(tmp_path / "out")
+    assert events == ALONE and list(tmp_path.iterdir()) == []
+
+
+def test_a_check_without_the_memory_for_it_keeps_the_export_and_says_so(
+    load: Any, disturb: Any, example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load("sd3")
+    disturb(policy)
+    x, sigma, cond = example(policy)
+    before = policy.velocity(x, sigma, cond).detach()
+
+    def full(_: torch.Tensor) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 24 GiB.\nDetails")
+
+    events = spied(policy, monkeypatch, full)
+    manifest = policy.export(tmp_path / "out")
+    assert events == ALONE
+    stored = json.loads((tmp_path / "out" / MANIFEST_FILE).read_text())
+    assert stored["velocity_error"] is None and stored["unverified"] == manifest.unverified
+    assert "Tried to allocate 24 GiB.); to have it checked, export the run" in stored["unverified"]
+    assert stored["layers"] == 15 and stored["weight_error"] < 1e-6  # what needs no device is checked
+    assert len(load_file(tmp_path / "out" / LORA_FILE)) == 30
+    assert torch.equal(policy.velocity(x, sigma, cond).detach(), before)
+
+
 def test_exported_lora_loads_back_and_another_rank_is_one_clear_error(
     load: Any, disturb: Any, example: Any, family: str, tmp_path: Path
 ) -> None:
