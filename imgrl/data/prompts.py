@@ -78,12 +78,16 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield the place and the content of each row, blank lines left out."""
     if path.suffix not in (".txt", ".jsonl"):
         raise DataError(f"Prompt files end in .txt or .jsonl, got {str(path)!r}.")
-    if not path.is_file():
-        raise DataError(f"There is no prompt file {path.resolve()}.")
     try:
+        if not path.is_file():
+            raise DataError(f"There is no prompt file {path.resolve()}.")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(
+            f"The prompt file {path} could not be read ({error.strerror or error}); allow reading it, or give a copy."
+        ) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

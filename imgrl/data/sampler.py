@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +22,8 @@ class GroupSampler:
         num_prompts: size of the data set.
         groups: prompts a round.
         seed: of the sampler's own generator.
-        balance: a key for each prompt (its task, say): every round then holds the keys in equal numbers, up
-            to one, the surplus going round in turn. Prompts of small strata come more often.
+        balance: a key for each prompt (its task, say): every round, and every stretch of it, then holds the keys
+            in equal numbers, up to one, taking turns. Prompts of small strata come more often.
 
     Raises:
         ValueError: if a round needs more distinct prompts than there are.
@@ -47,7 +47,7 @@ class GroupSampler:
             _Epochs(rows, torch.Generator().manual_seed(seed + number))
             for number, rows in enumerate(members.values())
         ]
-        self._turn = 0  # the stratum that gets the next surplus prompt
+        self._turn = 0  # the stratum that comes first in the next round
         share = -(-groups // len(self._strata))
         smallest = min(self._strata, key=lambda stratum: len(stratum.rows))
         if len(smallest.rows) < share:
@@ -58,17 +58,16 @@ class GroupSampler:
             )
 
     def next_round(self) -> list[int]:
-        """Return the indices of the next round's prompts, all different."""
-        even, surplus = divmod(self.groups, len(self._strata))
-        counts = [even] * len(self._strata)
-        for step in range(surplus):
-            counts[(self._turn + step) % len(counts)] += 1
-        self._turn = (self._turn + surplus) % len(counts)
-        return [
-            index
-            for stratum, count in zip(self._strata, counts, strict=True)
-            for index in stratum.take(count)
-        ]
+        """Return the indices of the next round's prompts, all different.
+
+        Strata take turns, a b c a b c, so that every equal part of a round is as balanced as the whole: each
+        optimiser step takes such a part.
+        """
+        number = len(self._strata)
+        order = [(self._turn + place) % number for place in range(self.groups)]
+        self._turn = (self._turn + self.groups) % number
+        drawn = {i: iter(self._strata[i].take(count)) for i, count in Counter(order).items()}
+        return [next(drawn[i]) for i in order]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the coming rounds depend on; tensors and plain numbers only."""

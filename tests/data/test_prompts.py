@@ -1,5 +1,7 @@
 """Prompt files: what is read, and the sentence for everything that is not."""
 
+from pathlib import Path
+
 import pytest
 
 from imgrl.data import load_prompts
@@ -79,3 +81,13 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_other_wrong_sources(source, sentence):
     with pytest.raises(DataError, match=sentence):
         load_prompts(source)
+
+
+def test_a_file_that_fails_on_reading(tmp_path):
+    """Permissions do not stop root; reading a process's memory from its start fails for everybody."""
+    memory = Path("/proc/self/mem")
+    if not memory.exists():
+        pytest.skip("needs Linux's /proc")
+    (tmp_path / "p.txt").symlink_to(memory)
+    with pytest.raises(DataError, match="p.txt could not be read .*allow reading it, or give a copy"):
+        load_prompts(tmp_path / "p.txt")

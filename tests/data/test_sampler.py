@@ -51,6 +51,36 @@ def test_balanced_rounds(a, b, c, groups):
     assert drawn["a"] == drawn["b"] == drawn["c"]  # 12 rounds hand the surplus round evenly
 
 
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 6), st.integers(0, 4))
+def test_every_equal_part_of_a_balanced_round_is_balanced(strata, parts, size, rounds):
+    """An optimiser step takes such a part, whatever the number of updates per round."""
+    groups = parts * size
+    keys = [key for key in range(strata) for _ in range(groups)]
+    sampler = GroupSampler(len(keys), groups, 0, balance=keys)
+    for _ in range(rounds + 1):
+        chosen = sampler.next_round()
+        for start in range(0, groups, size):
+            counts = Counter(keys[i] for i in chosen[start : start + size])
+            assert max(counts.values()) - min(counts[key] for key in range(strata)) <= 1
+
+
+def test_two_updates_a_round_see_all_six_tasks():
+    keys = [task for task in "abcdef" for _ in range(5)]
+    chosen = GroupSampler(30, 12, 0, balance=keys).next_round()
+    assert {keys[i] for i in chosen[:6]} == {keys[i] for i in chosen[6:]} == set("abcdef")
+
+
+@given(st.integers(1, 6), st.integers(0, 5))
+def test_balanced_resumption_is_exact(groups, before):
+    keys = ["a"] * 3 + ["b"] * 2 + ["c"] * 5
+    sampler = GroupSampler(10, groups, 0, balance=keys)
+    for _ in range(before):
+        sampler.next_round()
+    again = GroupSampler(10, groups, 1, balance=keys)
+    again.load_state_dict(sampler.state_dict())
+    assert [again.next_round() for _ in range(5)] == [sampler.next_round() for _ in range(5)]
+
+
 def test_seeds_differ_and_repeat():
     rounds = [[GroupSampler(50, 10, seed).next_round() for _ in range(1)] for seed in (0, 0, 1)]
     assert rounds[0] == rounds[1] != rounds[2]
