@@ -1,7 +1,7 @@
 """Recorded inputs and outputs of public peer projects; the format is described in golden/README.md.
 
 The folder is ``golden/`` beside this file, or the one named by the environment variable IMGRL_GOLDEN, so that a second
-set in the same format runs against the same tests.
+set in the same format runs against the same tests. Such a set may lack families, but not all of them.
 """
 
 import json
@@ -15,7 +15,20 @@ import pytest
 import torch
 
 DEFAULT = Path(__file__).parent / "golden"
-FOLDER = Path(os.environ.get("IMGRL_GOLDEN", DEFAULT))
+
+
+def _folder() -> Path:
+    """The folder to read; a name without cases is refused, or every recorded test would pass by being empty."""
+    folder = Path(os.environ.get("IMGRL_GOLDEN") or DEFAULT)
+    if not any((folder / file.name).is_file() for file in DEFAULT.glob("*.json")):
+        raise FileNotFoundError(
+            f"IMGRL_GOLDEN must name a folder with recorded cases such as crd_loss.json, but {folder.resolve()} has "
+            "none; correct the path, or unset the variable to use tests/golden."
+        )
+    return folder
+
+
+FOLDER = _folder()
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from imgrl.cli import check, doctor, evaluate, export, rewards, sample, train, verify_resume
+from imgrl.cli import check, doctor, evaluate, export, failures, rewards, sample, train, verify_resume
 from imgrl.errors import ImgrlError
 
 __all__ = ["app"]
@@ -21,7 +21,10 @@ _INTERRUPTED = 130
 
 
 class _Group(TyperGroup):
-    """Runs a command; an ImgrlError becomes a sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs a command; a foreseeable error becomes a sentence on stderr and exit code 2, Ctrl-C exit code 130.
+
+    Foreseeable are an ImgrlError and whatever the system says of a file: a full disk, no permission.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -30,10 +33,11 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("imgrl: interrupted", err=True)
             raise typer.Exit(_INTERRUPTED) from None
-        except ImgrlError as error:
-            if ctx.params.get("debug"):
+        except Exception as error:
+            known = isinstance(error, ImgrlError)
+            if ctx.params.get("debug") or not (known or failures.is_file_failure(error)):
                 raise
-            typer.echo(f"imgrl: {error}", err=True)
+            typer.echo(f"imgrl: {error if known else failures.sentence(error)}", err=True)
             raise typer.Exit(_BAD_INPUT) from None
 
 

@@ -33,3 +33,17 @@ def refused(imgrl):
         return result.stderr
 
     return run
+
+
+@pytest.fixture
+def small(sd3_folder):
+    """Overrides for the shortest run there is: random weights, two prompts."""
+    return [
+        f"model={{path: {sd3_folder}, lora: {{rank: 2}}}}",
+        "batch={groups: 2, group_size: 2, micro_groups: 2}",
+        "rollout={steps: 2}",
+        "objective.anchor={adaptive: none}",
+        "data={prompts: [a cat, a dog]}",
+        "rewards={jpeg_compressibility: 1}",
+        "evaluation={prompts: [a cow], steps: [1], images_per_prompt: 2}",
+    ]

@@ -7,19 +7,6 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def small(sd3_folder):
-    return [
-        f"model={{path: {sd3_folder}, lora: {{rank: 2}}}}",
-        "batch={groups: 2, group_size: 2, micro_groups: 2}",
-        "rollout={steps: 2}",
-        "objective.anchor={adaptive: none}",
-        "data.prompts=[a cat, a dog]",
-        "rewards={jpeg_compressibility: 1}",
-        "evaluation={prompts: [a cow], steps: [1], images_per_prompt: 2}",
-    ]
-
-
 def test_train_then_continue_then_sample(imgrl, small, sd3_folder, tmp_path):
     first = imgrl("train", *small, "run.dir=run", "run.rounds=1")
     assert first.exit_code == 0, (first.output, first.exception)

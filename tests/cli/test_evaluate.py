@@ -41,6 +41,11 @@ def test_a_score_is_repeatable_and_depends_on_the_seed_alone(imgrl, sd3_folder):
         (["--prompts", "absent.jsonl"], "absent.jsonl"),
         (["--steps", "many"], "--steps must be whole numbers"),
         (["--model", "no/such/model"], "does not exist"),
+        (["--solver", "heun"], "--solver must be euler or dpm2, but 'heun' was given"),
+        (["--height", "40"], "multiples of 16 pixels for this model, got 40 x 64"),
+        (["--width", "40"], "multiples of 16 pixels for this model, got 64 x 40"),
+        (["--max-sequence-length", "999"], "max_sequence_length must lie between 0 and 512"),
+        (["--distilled-guidance", "3.5"], "only fits Flux models"),
     ],
 )
 def test_refused(refused, sd3_folder, tmp_path, arguments, part):

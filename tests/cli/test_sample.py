@@ -29,9 +29,10 @@ def test_a_lora_of_any_rank_is_read_from_its_folder(imgrl, sd3_folder, tmp_path)
         for tensor in policy.weights.tensors("current").values():
             tensor.normal_(generator=torch.Generator().manual_seed(1))
     policy.export(tmp_path / "run" / "lora")
-    from imgrl.cli.models import load_for_sampling
+    from imgrl.cli.models import load_for_sampling, sampling_settings
 
-    loaded = load_for_sampling(str(sd3_folder), tmp_path / "run", dtype="fp32", device="cpu")
+    settings = sampling_settings(str(sd3_folder), tmp_path / "run")
+    loaded = load_for_sampling(settings, tmp_path / "run", device="cpu")
     cond, x = policy.encode(["a dog"]), policy.initial_noise([0])
     expected = policy.velocity(x, 0.5, cond)
     torch.testing.assert_close(loaded.velocity(x, 0.5, cond), expected, rtol=1e-4, atol=1e-4)
