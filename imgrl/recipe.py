@@ -40,6 +40,8 @@ __all__ = [
     "as_dict",
     "config_hash",
     "dump",
+    "flat_settings",
+    "lasting_settings",
 ]
 
 Positive = Annotated[int, Gt(0)]
@@ -56,11 +58,13 @@ class Run:
     """Where a run writes, how it is seeded and when it stops."""
 
     dir: Text | None = None
-    """Run folder; None makes a new one under ``runs/``."""
+    """Run folder; the command line makes a new one under ``runs/`` if it is None."""
     seed: NonNegative = 0
     """Seeds prompts, initial noise, training noise and times."""
     rounds: Positive = 100
     """Stop after this many rounds (a round is a rollout with its updates)."""
+    deterministic: bool = False
+    """Ask torch for its deterministic kernels, which some GPU code otherwise does without; slower."""
     minutes: PositiveFloat | None = None
     """Stop after this many minutes of training, evaluation not counted, if that comes first."""
 
@@ -88,7 +92,7 @@ class Model:
     compile: bool = False
     """torch.compile each transformer block."""
     embedding_folder: Text | None = None
-    """Folder that keeps text embeddings between runs."""
+    """Folder that keeps text embeddings between runs; without one, more than 2 GiB of them go to the run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +209,7 @@ class Tracking:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that defines a run; ``Recipe()`` is a complete one."""
+    """Everything that defines a run; only ``run.dir`` has no default."""
 
     run: Run = Run()
     model: Model = Model()
@@ -256,14 +260,26 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
-def config_hash(recipe: Recipe) -> str:
-    """Return a digest of what must agree when a run is resumed.
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted key, ``{"run.seed": 0, ...}``; lists and empty mappings stay values."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        out |= flat_settings(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return out
+
+
+def lasting_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a recipe (as :func:`as_dict` gives it) must agree when a run is resumed.
 
     Left out: where the run lies, when it stops, trackers and how often it saves. Those may change.
     """
-    settings = as_dict(recipe)
-    for key in ("dir", "rounds", "minutes"):
-        del settings["run"][key]
-    for key in ("tracking", "checkpoint"):
-        del settings[key]
+    kept = {key: value for key, value in settings.items() if key not in ("tracking", "checkpoint")}
+    run = {key: value for key, value in settings["run"].items() if key not in ("dir", "rounds", "minutes")}
+    return kept | {"run": run}
+
+
+def config_hash(recipe: Recipe) -> str:
+    """Return a digest of :func:`lasting_settings`."""
+    settings = lasting_settings(as_dict(recipe))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

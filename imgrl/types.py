@@ -25,7 +25,7 @@ class Prompt:
     id: int
     """Position in the data set; identity of the prompt (never its text)."""
     text: str
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Every other field of the row, handed to rewards by keyword."""
 
 

@@ -1,9 +1,12 @@
 """Every recipe in configs/ loads, and says what it was run on."""
 
+import json
+
 import pytest
 
 from imgrl.config import resolve
 from imgrl.resources import recipe_names, recipe_path
+from imgrl.training.image_loop import Trainer
 
 NAMES = recipe_names()
 
@@ -29,6 +32,29 @@ def test_recipe_loads_for_the_processes_it_was_written_for(name):
 def test_recipe_begins_with_what_it_is_and_where_it_ran(name):
     head = [line for line in recipe_path(name).read_text().splitlines() if line.startswith("#")]
     assert any(word in " ".join(head).lower() for word in ("run on", "not run", "not been run", "meant for"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tiny-")])
+def test_a_recipe_of_the_bundled_model_trains(name, tmp_path):
+    """One small round of the very recipe, with its prompts, reward and held-out set."""
+    if "ocr" in name:
+        pytest.importorskip("easyocr")
+    recipe = resolve(
+        name,
+        [
+            f"run.dir={tmp_path}",
+            "run.rounds=1",
+            "batch={groups: 2, group_size: 2, micro_groups: 2}",
+            "data.balance=null",
+            "evaluation.limit=2",
+            "evaluation.steps=[2]",
+        ],
+    )
+    summary = Trainer(recipe).train()
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+    (reward,) = recipe.rewards
+    assert summary.rounds == 1 and 0 <= row[f"reward/{reward}"] <= 1
+    assert f"heldout/{reward}@2" in summary.after and "heldout/velocity_norm" in summary.after
 
 
 def test_paper_settings_of_crd_on_sd35():

@@ -94,7 +94,7 @@ def centered_match(
         baselines = [
             group_softmax(s * target, group, temperature=temperature, gather=gather) for s in (1, -1)
         ]
-    losses = []
+    losses: list[Tensor] = []
     for weights in baselines:
         gain = beta * center(ratio, group, weights=weights, gather=gather)
         aim = center(target, group, weights=weights, gather=gather)

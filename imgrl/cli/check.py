@@ -26,12 +26,18 @@ def check(
 ) -> None:
     """Resolve a recipe, do its arithmetic, estimate memory, check prompts and rewards, and stop."""
     from imgrl.config import as_dict, dump, resolve
+    from imgrl.training.checks import check_recipe
 
     name, overrides = split_arguments(arguments)
     recipe = resolve(name, overrides, processes=processes)
+    checked = check_recipe(recipe, processes=processes)
     report = {
         "batch": _batch(recipe, processes),
-        "prompts": _prompts(recipe),
+        "prompts": {
+            "training": len(checked.prompts),
+            "held_out": len(checked.heldout),
+            "rewards": list(recipe.rewards),
+        },
         "memory": _memory(recipe, processes),
     }
     if as_json:
@@ -56,29 +62,15 @@ def _batch(recipe: Recipe, processes: int) -> dict[str, Any]:
     }
 
 
-def _prompts(recipe: Recipe) -> dict[str, Any]:
-    from imgrl.data.prompts import load_prompts
-    from imgrl.rewards import RewardSet
-
-    train, held_out = load_prompts(recipe.data.prompts), load_prompts(recipe.evaluation.prompts)
-    if recipe.batch.groups > len(train):
-        from imgrl.errors import ConfigError
-
-        raise ConfigError(
-            f"batch.groups is {recipe.batch.groups}, but data.prompts has only {len(train)} prompts, "
-            "and none may repeat within a round"
-        )
-    RewardSet.from_specs(recipe.rewards, failure_budget=recipe.scoring.failure_budget).check(train)
-    return {"training": len(train), "held_out": len(held_out), "rewards": list(recipe.rewards)}
-
-
 def _memory(recipe: Recipe, processes: int) -> dict[str, Any]:
     from imgrl.cli.memory import estimate
     from imgrl.resources import model_path
 
     folder = model_path(recipe.model.path)
     if not isinstance(folder, Path):
-        return {"unknown": f"{folder} is not on this disk, so its parameters were not counted"}
+        return {
+            "unknown": f"{folder} is a name on a hub, not on this disk, so its parameters were not counted"
+        }
     found = estimate(recipe, folder, processes=processes)
     return {**asdict(found), "training": found.training}
 
@@ -99,4 +91,5 @@ def _print(report: dict[str, Any], recipe: Recipe) -> None:
         shown = value if isinstance(value, str) else f"{value / _GIB:.2f} GiB"
         table.add_row(label or f"memory: {key}", shown)
     screen().print(table)
-    screen().print("the recipe can run")
+    known = "unknown" not in report["memory"]
+    screen().print("the recipe can run" if known else "the recipe can run if the model is what it expects")

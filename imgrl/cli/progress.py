@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imgrl.cli.common import screen
+from imgrl.training.phases import BESIDE_TRAINING, NETWORK
 from imgrl.training.reporting import Summary
 
 __all__ = ["PlainReporter", "RichReporter", "phase_table", "score_table"]
@@ -34,7 +35,7 @@ class _Pace:
         now = time.monotonic()
         if self._pause is not None:
             self.paused, self._pause = self.paused + now - self._pause, None
-        if name in ("evaluation", "checkpoint", "export"):
+        if name in BESIDE_TRAINING:
             self._pause = now
 
     def advance(self, number: int) -> None:
@@ -178,14 +179,17 @@ class PlainReporter:
 
 
 def phase_table(summary: Summary) -> Table:
-    """Where the time went."""
+    """Where the time went; shares are of training time, of which network, VAE and reward should have nearly all."""
     table = Table(title="time by phase", title_justify="left")
     table.add_column("phase")
     table.add_column("seconds", justify="right")
-    table.add_column("share", justify="right")
-    total = sum(summary.phase_seconds.values()) or 1.0
+    table.add_column("of training", justify="right")
+    total = 60 * summary.minutes or 1.0
     for name, seconds in sorted(summary.phase_seconds.items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{seconds:.1f}", f"{seconds / total:.1%}")
+        share = "" if name in BESIDE_TRAINING else f"{seconds / total:.1%}"
+        table.add_row(name, f"{seconds:.1f}", share)
+    inside = sum(summary.phase_seconds.get(name, 0.0) for name in NETWORK)
+    table.add_row("network, VAE and reward", f"{inside:.1f}", f"{inside / total:.1%}")
     return table
 
 

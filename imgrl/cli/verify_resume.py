@@ -89,7 +89,7 @@ def _train(recipe: Recipe, folder: Path, rounds: int, *, resume: bool) -> Path:
     from imgrl.training.checkpoint import latest_checkpoint
     from imgrl.training.image_loop import Trainer
 
-    run = replace(recipe.run, dir=str(folder), rounds=rounds, minutes=None)
+    run = replace(recipe.run, dir=str(folder), rounds=rounds, minutes=None, deterministic=True)
     evaluation = replace(recipe.evaluation, every=0, limit=1, images_per_prompt=1, steps=(1,), grid=0)
     checkpoint = replace(recipe.checkpoint, every=0)
     # Shared by the three runs, so that prompts are encoded once.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["diversity"]
+__all__ = ["diversity", "group_distances"]
 
 
 def diversity(images: Tensor, group: Tensor) -> float:
@@ -27,10 +27,17 @@ def diversity(images: Tensor, group: Tensor) -> float:
         raise ValueError(
             f"diversity needs one group number an image: {len(images)} images, group {list(group.shape)}."
         )
-    flat = images.detach().flatten(1).double()
-    means = []
+    distances = group_distances(images, group)
+    return sum(distances) / len(distances) if distances else math.nan
+
+
+def group_distances(images: Tensor, group: Tensor) -> list[float]:
+    """The distance of :func:`diversity` for each prompt that has two images or more."""
+    found = []
     for number in group.unique():
-        mine = flat[group == number]
+        mine = (
+            images[group == number].detach().flatten(1).cpu().double()
+        )  # a prompt at a time: double is large
         if len(mine) > 1:
-            means.append(torch.pdist(mine).mean() / math.sqrt(flat.shape[1]))
-    return float(torch.stack(means).mean()) if means else math.nan
+            found.append(float(torch.pdist(mine).mean()) / math.sqrt(mine.shape[1]))
+    return found

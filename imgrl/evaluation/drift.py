@@ -54,4 +54,4 @@ def velocity_norm_ratio(
             for name in ("current", "frozen")
         )
         ratios.append(current / frozen)
-    return float(torch.cat(ratios).double().mean())
+    return float(torch.cat(ratios).cpu().double().mean())

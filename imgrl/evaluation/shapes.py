@@ -19,12 +19,12 @@ from imgrl.evaluation.protocol import Protocol, generate
 from imgrl.rewards.pixels import to_uint8
 from imgrl.types import Prompt
 from imgrl.world.score import judge_image
-from imgrl.world.vocabulary import TASKS
+from imgrl.world.vocabulary import SHAPES, TASKS
 
 if TYPE_CHECKING:
     from imgrl.policies import Policy
 
-__all__ = ["evaluate_shapes", "score_images", "summarise"]
+__all__ = ["evaluate_shapes", "judgeable", "score_images", "summarise"]
 
 Progress = Callable[[int, int], None]
 """Called with the images done and the images in all."""
@@ -75,6 +75,18 @@ def score_images(images: Tensor, prompts: Sequence[Prompt]) -> list[Verdict | No
         judge_image(pixels, prompt.columns) if prompt.columns.get("include") else None
         for pixels, prompt in zip(to_uint8(images), prompts, strict=True)
     ]
+
+
+def judgeable(prompts: Sequence[Prompt]) -> bool:
+    """Whether ShapeEval has something to say of these prompts: some ask for objects, and all objects are shapes.
+
+    False for signs, which ask for no object, and for GenEval's own prompts, which ask for things of the real world.
+    """
+    asking = [prompt.columns for prompt in prompts if prompt.columns.get("include")]
+    return bool(asking) and all(
+        columns.get("tag") in TASKS and all(clause.get("class") in SHAPES for clause in columns["include"])
+        for columns in asking
+    )
 
 
 def _check(prompts: Sequence[Prompt]) -> None:

@@ -80,8 +80,9 @@ def stratified_indices(
     Strata have whole-number edges, the upper one excluded: the cleanest level inside the range is never
     drawn.
     """
-    distance = 1 - levels.double().cpu()
-    inside = torch.nonzero((distance >= low - 1e-6) & (distance <= high + 1e-6)).flatten().tolist()
+    distance = 1 - levels.cpu().double()
+    near = torch.nonzero((distance >= low - 1e-6) & (distance <= high + 1e-6)).flatten()
+    inside = [int(index) for index in near]
     if len(inside) < 2:
         raise ValueError(
             f"Expected at least 2 noise levels between low={low} and high={high}, found {len(inside)}; "
@@ -103,6 +104,7 @@ def stratified_sigmas(
     count = len(draws)
     part = (torch.arange(count, dtype=draws.dtype) + draws) / count
     if kind == "logit_normal":
-        part = shift_sigma(torch.sigmoid(torch.special.ndtri(part)), shift=shift).clamp(0.01, 1 - 1e-6)
+        normal: Tensor = torch.special.ndtri(part)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        part = shift_sigma(torch.sigmoid(normal), shift=shift).clamp(0.01, 1 - 1e-6)
         return 1 - (low + part * (high - low))
     return 1 - shift_sigma(low + part * (high - low), shift=shift)

@@ -2,7 +2,7 @@
 
 from imgrl.policies.adapters import NamedWeights
 from imgrl.policies.base import Policy
-from imgrl.policies.loading import inspect_folder, load_policy
+from imgrl.policies.loading import blueprint, inspect_folder, load_policy, local_folder
 from imgrl.policies.lora import LoraSpec
 
-__all__ = ["LoraSpec", "NamedWeights", "Policy", "inspect_folder", "load_policy"]
+__all__ = ["LoraSpec", "NamedWeights", "Policy", "blueprint", "inspect_folder", "load_policy", "local_folder"]

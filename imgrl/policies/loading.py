@@ -18,7 +18,7 @@ from imgrl.policies.lora import LoraSpec, LoraWeights, target_modules
 from imgrl.policies.sd3 import SD3Policy
 from imgrl.policies.stock import precision
 
-__all__ = ["attach_weights", "inspect_folder", "load_policy"]
+__all__ = ["attach_weights", "blueprint", "inspect_folder", "load_policy", "local_folder"]
 
 _FAMILIES: dict[str, type[Policy]] = {kind.pipeline_class: kind for kind in (SD3Policy, FluxPolicy)}
 _TRANSFORMERS = {"sd3": "SD3Transformer2DModel", "flux": "FluxTransformer2DModel"}
@@ -100,6 +100,49 @@ def load_policy(
     return policy
 
 
+def blueprint(
+    folder: Path,
+    *,
+    lora: LoraSpec | None = None,
+    max_sequence_length: int | None = None,
+    distilled_guidance: float | None = None,
+) -> Policy:
+    """A policy of ``folder``'s configuration without memory for weights: it answers for sizes and names only.
+
+    Args:
+        folder: a diffusers pipeline folder.
+        lora: adapters whose targets must exist; None checks none.
+        max_sequence_length: as for :func:`load_policy`.
+        distilled_guidance: as for :func:`load_policy`.
+
+    Raises:
+        ModelError: the folder is incomplete or of another family.
+        ConfigError: an option does not fit the model.
+    """
+    import diffusers
+
+    kind = inspect_folder(folder)
+    network: Any = getattr(diffusers, _TRANSFORMERS[kind.family])
+    with torch.device("meta"):
+        transformer = network.from_config(network.load_config(folder, subfolder="transformer"))
+        autoencoder: Any = diffusers.AutoencoderKL
+        vae = autoencoder.from_config(autoencoder.load_config(folder, subfolder="vae"))
+    policy = kind(
+        folder,
+        transformer=transformer,
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler"),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        max_sequence_length=max_sequence_length,
+    )
+    if distilled_guidance is not None:
+        _set_distilled_guidance(policy, distilled_guidance)
+    if lora is not None:
+        target_modules(transformer, lora.targets, kind.default_targets)
+    return policy
+
+
 def attach_weights(policy: Policy, train: str, lora: LoraSpec | None, names: Sequence[str]) -> NamedWeights:
     """Named weights for a policy whose transformer is in place: adapters, parameter sets, or none."""
     if train == "none":
@@ -126,7 +169,9 @@ def compile_blocks(network: Any, **options: Any) -> None:
     """
     import torch._dynamo as dynamo
 
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
+    # torch 2.4 and 2.5 have it under its older name.
+    limit = "recompile_limit" if hasattr(dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(dynamo.config, limit, max(getattr(dynamo.config, limit), 64))
     for blocks in (network.transformer_blocks, getattr(network, "single_transformer_blocks", ())):
         for block in blocks:
             block.compile(**options)
@@ -188,7 +233,12 @@ def _check_part(folder: Path, part: str) -> None:
         )
 
 
-def _find(path_or_name: str | Path) -> Path:
+def local_folder(path_or_name: str | Path) -> Path | None:
+    """The folder, or None for what reads like a hub name.
+
+    Raises:
+        ModelError: it is neither.
+    """
     path = Path(path_or_name).expanduser()
     if path.is_dir():
         return path
@@ -198,6 +248,12 @@ def _find(path_or_name: str | Path) -> Path:
         raise ModelError(
             f"{path} does not exist: give the folder of a diffusers pipeline or a hub name like 'org/model'."
         )
+    return None
+
+
+def _find(path_or_name: str | Path) -> Path:
+    if (folder := local_folder(path_or_name)) is not None:
+        return folder
     from diffusers import DiffusionPipeline
 
     try:

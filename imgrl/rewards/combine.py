@@ -51,7 +51,7 @@ class RewardSet:
             {name: read_spec(name, given) for name, given in specs.items()}, failure_budget=failure_budget
         )
 
-    def check(self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64) -> None:
+    def check(self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64) -> tuple[float, float]:
         """Call every reward on two flat images and real prompts, before anything expensive starts.
 
         A reward that does not apply to the first prompt is tried on up to 15 others.
@@ -61,11 +61,15 @@ class RewardSet:
             height: of the images to come, pixels.
             width: of the images to come, pixels.
 
+        Returns:
+            How low and how high the weighted sum can come with the values seen.
+
         Raises:
             RewardError: if a reward misses a column, raises, or breaks its contract.
         """
         self._columns = column_names(prompts)
         images = torch.stack([torch.full((3, height, width), level) for level in (0.25, 0.75)])
+        low = high = 0.0
         for name, reward in self.rewards.items():
             passed = reward.passed_columns(self._columns)
             for prompt in _probes(prompts, reward.required):
@@ -74,8 +78,11 @@ class RewardSet:
                     raise RewardError(
                         f"Reward {name!r} failed on a probe of two flat images ({scores})."
                     ) from scores
-                if not scores.isnan().all():
-                    break  # it applies to this prompt, so it has done its work once
+                weighted = self.specs[name].weight * scores[~scores.isnan()]
+                if len(weighted):  # it applies to this prompt, so it has done its work once
+                    low, high = low + float(weighted.min()), high + float(weighted.max())
+                    break
+        return low, high
 
     def score(
         self,

@@ -37,6 +37,7 @@ __all__ = [
     "pack",
     "prune",
     "read_checkpoint",
+    "read_state",
     "unpack",
     "write_checkpoint",
 ]
@@ -118,11 +119,11 @@ def prune(run: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Return (state, tensors by file stem) of a checkpoint after checking every byte of it.
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the plain values of a checkpoint, without looking at its other files.
 
     Raises:
-        CheckpointError: if a file is missing, changed or of another format.
+        CheckpointError: if they are missing, changed or of another format.
     """
     try:
         state = json.loads((folder / "state.json").read_text())
@@ -137,6 +138,16 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, T
         )
     if state.pop("digest", None) != _self_digest(state):
         raise CheckpointError(f"{folder / 'state.json'} was changed after it was written; {_other(folder)}")
+    return state
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Return (state, tensors by file stem) of a checkpoint after checking every byte of it.
+
+    Raises:
+        CheckpointError: if a file is missing, changed or of another format.
+    """
+    state = read_state(folder)
     tensors = {}
     for name, digest in state["files"].items():
         file = folder / name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,13 @@ from torch import Tensor
 
 __all__ = ["World"]
 
+_BUCKET = 64 << 20  # bytes of gradients that are copied together: few messages, little extra memory
+
 
 class World:
     """A thin face over accelerate; with one process every method is the identity.
 
-    Gradients are added up once per optimiser step in one flat buffer, instead of wrapping the network: switched
+    Gradients are added up once per optimiser step in flat buckets, instead of wrapping the network: switched
     adapters and forwards without gradients then need no special care, and the result is the same.
     """
 
@@ -69,14 +71,20 @@ class World:
 
     def first(self, value: float) -> float:
         """The first process's number, for clocks, which must not differ between processes that act on them."""
-        if self.size == 1:
-            return value
-        mine = torch.tensor([value if self.main else 0.0], dtype=torch.float64, device=self.device)
-        return float(self.add(mine))
+        return self.add_numbers([value if self.main else 0.0])[0]
 
     def add(self, value: Tensor) -> Tensor:
         """Sum over processes."""
         return value if self.size == 1 else self.accelerator.reduce(value, reduction="sum")
+
+    def add_numbers(self, values: Sequence[float]) -> list[float]:
+        """Sums over processes in double precision, which one process does without its device's help.
+
+        Apple's devices have no float64.
+        """
+        if self.size == 1:
+            return list(values)
+        return self.add(torch.tensor(list(values), dtype=torch.float64, device=self.device)).tolist()
 
     def add_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Sums over processes of numbers by name; the names must be the same everywhere."""
@@ -85,19 +93,22 @@ class World:
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over processes; a missing one counts as zero."""
+        """Replace every gradient by its sum over processes, a bucket at a time; a missing one counts as zero."""
         if self.size == 1:
             return
         trained = list(parameters)
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        total = self.add(torch.cat([gradient.flatten() for gradient in gradients]))
-        start = 0
-        for gradient in gradients:
-            gradient.copy_(total[start : start + gradient.numel()].view_as(gradient))
-            start += gradient.numel()
+        for bucket in _buckets([parameter.grad for parameter in trained if parameter.grad is not None]):
+            if len(bucket) == 1 and bucket[0].is_contiguous():
+                torch.distributed.all_reduce(bucket[0])  # as it lies, however large it is
+                continue
+            total = torch.cat([gradient.flatten() for gradient in bucket])
+            torch.distributed.all_reduce(total)  # in place: accelerate's reduce would make another copy
+            parts = total.split([gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def share(self, rows: int) -> slice:
         """This process's part of ``rows`` consecutive rows; rows must divide evenly."""
@@ -107,3 +118,17 @@ class World:
     def wait(self) -> None:
         """Block until every process is here."""
         self.accelerator.wait_for_everyone()
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive gradients of up to ``_BUCKET`` bytes together; a larger one stays alone."""
+    bucket: list[Tensor] = []
+    held = 0
+    for gradient in gradients:
+        if bucket and held + gradient.nbytes > _BUCKET:
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(gradient)
+        held += gradient.nbytes
+    if bucket:
+        yield bucket

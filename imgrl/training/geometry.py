@@ -64,6 +64,14 @@ def _check_settings(recipe: Recipe) -> None:
         raise ConfigError(
             "evaluation.weights is 'ema', so evaluation.ema must give the average's decay, such as 0.9"
         )
+    kept = {"current", "ema", *(["sampling"] if recipe.objective.sampling is not None else [])}
+    if recipe.objective.uses_old or recipe.objective.sampling is None:
+        kept.add("old")
+    if recipe.evaluation.weights not in kept:
+        raise ConfigError(
+            f"evaluation.weights is {recipe.evaluation.weights!r}, but this objective keeps no such copy; "
+            f"it keeps {', '.join(sorted(kept))}"
+        )
     weights = [spec.weight if isinstance(spec, RewardSpec) else spec for spec in recipe.rewards.values()]
     if not any(weights):
         raise ConfigError("every reward has weight 0, so nothing would be learned; give one of them a weight")

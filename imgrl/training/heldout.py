@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imgrl.evaluation.diversity import diversity
+from imgrl.evaluation.diversity import group_distances
 from imgrl.evaluation.drift import velocity_norm_ratio
 from imgrl.evaluation.grid import save_grid
 from imgrl.evaluation.protocol import Protocol, generate
-from imgrl.evaluation.shapes import score_images, summarise
+from imgrl.evaluation.shapes import judgeable, score_images, summarise
 from imgrl.training.phases import Phases
 from imgrl.training.setup import Parts
 from imgrl.types import Prompt
@@ -57,27 +57,34 @@ class HeldOut:
 
     def _scores_at(self, round: int, steps: int, *, first: bool) -> dict[str, float]:
         parts, settings, world = self.parts, self.settings, self.parts.world
-        total = len(parts.heldout) * settings.images_per_prompt
-        rows = torch.arange(total)[world.rank :: world.size]
+        per, batch = settings.images_per_prompt, self._batch
+        mine = torch.arange(len(parts.heldout))[
+            world.rank :: world.size
+        ]  # whole prompts: groups stay together
+        rows = (per * mine[:, None] + torch.arange(per)).flatten()
         protocol = Protocol(
-            images_per_prompt=settings.images_per_prompt,
+            images_per_prompt=per,
             steps=steps,
             guidance=settings.guidance,
             seed=settings.seed,
             solver=settings.solver,
             weights=settings.weights,
-            batch=settings.batch or parts.recipe.rollout.batch or 64,
+            batch=batch,
             height=parts.recipe.model.height,
             width=parts.recipe.model.width,
         )
         images = generate(parts.policy, parts.heldout, protocol, rows=rows.tolist()).cpu()
-        prompts = [parts.heldout[int(row) // settings.images_per_prompt] for row in rows]
+        prompts = [parts.heldout[int(row) // per] for row in rows]
         results = self._reward_means(images, prompts, rows)
-        if all("include" in prompt.columns for prompt in parts.heldout):
+        if judgeable(parts.heldout):
             results |= self._shapes(images, prompts)
-        results["diversity"] = self._diversity(images, rows)
+        if per > 1:
+            results["diversity"] = self._diversity(images, rows // per)
         if first:
-            results["velocity_norm"] = self._velocity_norm(images[:_DRIFT_IMAGES], prompts[:_DRIFT_IMAGES])
+            if "frozen" in parts.policy.weights.names:
+                results["velocity_norm"] = self._velocity_norm(
+                    images[:_DRIFT_IMAGES], prompts[:_DRIFT_IMAGES]
+                )
             if world.main and settings.grid:
                 self._grid(round, images)
         return results
@@ -92,8 +99,9 @@ class HeldOut:
         means = {}
         for name, values in scores.values.items():
             good = values[~values.isnan()].double()
-            total = world.add(torch.tensor([float(good.sum()), float(len(good))], device=world.device))
-            means[name] = float(total[0] / total[1]) if total[1] else float("nan")
+            total, number = world.add_numbers([float(good.sum()), float(len(good))])
+            if number:
+                means[name] = total / number
         return means
 
     def _shapes(self, images: Tensor, prompts: list[Prompt]) -> dict[str, float]:
@@ -101,24 +109,29 @@ class HeldOut:
         verdicts = self.parts.world.gather_objects(score_images(images, prompts))
         return summarise(verdicts)
 
-    def _diversity(self, images: Tensor, rows: Tensor) -> float:
-        """Mean pairwise distance inside prompts; a prompt's images may live on several processes."""
-        world = self.parts.world
-        everything = world.gather(images.to(world.device)).cpu()
-        order = world.gather(rows.to(world.device)).cpu()
-        return diversity(everything, order // self.settings.images_per_prompt)
+    def _diversity(self, images: Tensor, group: Tensor) -> float:
+        """Mean pairwise distance inside prompts, over all processes."""
+        distances = group_distances(images, group)
+        total, count = self.parts.world.add_numbers([sum(distances), float(len(distances))])
+        return total / count
 
     def _velocity_norm(self, images: Tensor, prompts: list[Prompt]) -> float:
         """Length of the trained velocity over the frozen one; far above or below 1 is drift."""
         policy = self.parts.policy
-        if "frozen" not in policy.weights.names:
-            return float("nan")
-        latents = policy.to_latents(images)
+        latents = policy.to_latents(images, batch=self._batch)
         cond = policy.encode([prompt.text for prompt in prompts])
-        return velocity_norm_ratio(policy, latents, cond, policy.sigmas(8), seed=self.settings.seed)
+        sigmas, seed = policy.sigmas(8), self.settings.seed
+        return velocity_norm_ratio(policy, latents, cond, sigmas, seed=seed, batch=self._batch)
+
+    @property
+    def _batch(self) -> int:
+        """Images a forward pass."""
+        return self.settings.batch or self.parts.recipe.rollout.batch or 64
 
     def _grid(self, round: int, images: Tensor) -> None:
-        """The first prompts' images, one row a prompt, at the seeds of every other evaluation."""
-        per, size = self.settings.images_per_prompt, self.parts.world.size
-        whole = images[: self.settings.grid * per // size]  # this process's part, a share of each prompt
-        save_grid(whole, self.parts.folder / "grids" / f"round-{round:05d}.png", columns=max(1, per // size))
+        """One row a prompt, from all over the set (which may be sorted), at the seeds of every other evaluation."""
+        per = self.settings.images_per_prompt
+        by_prompt = images.unflatten(0, (-1, per))
+        shown = torch.linspace(0, len(by_prompt) - 1, min(self.settings.grid, len(by_prompt))).round().long()
+        folder = self.parts.folder / "grids"
+        save_grid(by_prompt[shown].flatten(0, 1), folder / f"round-{round:05d}.png", columns=per)

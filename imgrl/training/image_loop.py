@@ -5,6 +5,7 @@ Algorithms differ by their objective alone (``imgrl/objectives/image``); nothing
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from imgrl.training.phases import Phases
 from imgrl.training.reporting import Reporter, Silent, Summary
 from imgrl.training.rollout import Rollout, advantages_of, collect
 from imgrl.training.setup import Parts, prepare
-from imgrl.training.state import restore, save
+from imgrl.training.state import Progress, restore, save
 from imgrl.training.tracking import Metrics
 from imgrl.training.update import UpdateResult
 
@@ -59,8 +60,11 @@ class Trainer:
         self.phases = Phases(reporter.phase)
         self.metrics = Metrics(parts.folder, parts.world)
         self.heldout = HeldOut(parts, self.phases)
+        parts.updater.phases = self.phases
         if resume:
-            self.round, self.step, self.seconds = restore(parts)
+            done = restore(parts)
+            self.round, self.step, self.seconds = done.round, done.step, done.seconds
+            self.phases.seconds.update(done.phases)
             self.metrics.rewind(self.round)
         reporter.start(self.recipe, self.recipe.run.rounds)
         for message in parts.messages:
@@ -87,9 +91,9 @@ class Trainer:
             phases=self.phases,
         )
         advantages, mine = advantages_of(rollout, recipe=recipe, world=world)
-        with self.phases("update"):
-            result = parts.updater.run(rollout, advantages, mine, round=self.round)
-            self.step += result.steps
+        result = parts.updater.run(rollout, advantages, mine, round=self.round)
+        self.step += result.steps
+        with self.phases("blend"):
             decays = self._blend(parts, result)
         self.round += 1
         self.seconds += world.first(time.perf_counter() - start)
@@ -124,11 +128,11 @@ class Trainer:
         images = groups * self.recipe.batch.group_size
         row = {"reward": _mean(scores.total, world)}
         row |= {f"reward/{name}": _mean(values, world) for name, values in scores.values.items()}
-        failed = torch.tensor([float(sum(scores.failures.values()))], device=world.device)
+        (failed,) = world.add_numbers([float(sum(scores.failures.values()))])
         row |= {
             "groups/zero_variance": len(advantages.zero_variance_groups) / groups,
             "groups/dropped": len(advantages.dropped_groups) / groups,
-            "reward/failed": float(world.add(failed)),
+            "reward/failed": failed,
             "reward/masked": 1 - float(advantages.valid.double().mean()),
             "images": float(images * self.round),
             "optimizer_steps": float(self.step),
@@ -157,7 +161,10 @@ class Trainer:
 
     def _save(self, parts: Parts) -> Path | None:
         with self.phases("checkpoint"):
-            return save(parts, round=self.round, step=self.step, seconds=self.seconds)
+            progress = Progress(
+                round=self.round, step=self.step, seconds=self.seconds, phases=dict(self.phases.seconds)
+            )
+            return save(parts, progress)
 
     def _finish(
         self, parts: Parts, before: dict[str, float], reporter: Reporter, *, interrupted: bool
@@ -172,7 +179,7 @@ class Trainer:
         paths = {"run": str(parts.folder), "metrics": str(self.metrics.file), "checkpoint": str(checkpoint)}
         if parts.world.main and not interrupted:
             with self.phases("export"):
-                manifest = parts.policy.export(parts.folder / "lora")
+                manifest = parts.policy.export(parts.folder / "lora", weights=self.recipe.evaluation.weights)
             reporter.message(manifest_line(manifest))
             paths |= {"lora": str(parts.folder / "lora"), "grids": str(parts.folder / "grids")}
         parts.world.accelerator.end_training()
@@ -183,7 +190,7 @@ class Trainer:
             before=before,
             after=after,
             protocol=self.heldout.protocol(),
-            phase_seconds=dict(self.phases.seconds),
+            phase_seconds=self.phases.of_training(self.seconds) | self.phases.beside_training(),
             paths=paths,
             interrupted=interrupted,
         )
@@ -200,12 +207,12 @@ def due(round: int, every: int) -> bool:
 def manifest_line(manifest: Any) -> str:
     """What the export says of itself in one line."""
     if manifest.velocity_error is None:
-        return "exported without a check against stock diffusers"
+        return f"exported without a check against stock diffusers. {manifest.unverified or ''}".rstrip(" .")
     return f"exported; a fresh stock pipeline reproduces its velocity to {manifest.velocity_error:.1e}"
 
 
 def _mean(values: torch.Tensor, world: World) -> float:
     """Mean over the finite values of all processes."""
-    good = values[~values.isnan()].double()
-    total = world.add(torch.tensor([float(good.sum()), float(len(good))], device=world.device))
-    return float(total[0] / total[1]) if total[1] else float("nan")
+    good = values[~values.isnan()].cpu().double()
+    total, count = world.add_numbers([float(good.sum()), float(len(good))])
+    return total / count if count else math.nan

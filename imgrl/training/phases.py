@@ -9,7 +9,12 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["Phases"]
+__all__ = ["BESIDE_TRAINING", "NETWORK", "Phases"]
+
+BESIDE_TRAINING = ("evaluation", "checkpoint", "export")
+"""Phases that do not count as training time."""
+NETWORK = ("rollout", "decode", "reward", "update")
+"""Phases inside the network, the VAE or a reward; the rest of a round is overhead."""
 
 
 class Phases:
@@ -28,6 +33,15 @@ class Phases:
             yield
         finally:
             self.seconds[name] += _now() - start
+
+    def of_training(self, seconds: float) -> dict[str, float]:
+        """Seconds of the phases of a round, and as ``other`` what of the rounds' ``seconds`` none of them saw."""
+        named = {name: spent for name, spent in self.seconds.items() if name not in BESIDE_TRAINING}
+        return named | {"other": max(0.0, seconds - sum(named.values()))}
+
+    def beside_training(self) -> dict[str, float]:
+        """Seconds of the phases that are no part of a round."""
+        return {name: spent for name, spent in self.seconds.items() if name in BESIDE_TRAINING}
 
     def total(self, *names: str) -> float:
         """Seconds of the named phases, or of all."""

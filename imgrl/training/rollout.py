@@ -56,27 +56,39 @@ def collect(
     rows, size = local_rows(recipe, world), recipe.batch.group_size
     chosen = tuple(prompts[int(row) // size] for row in rows)
     seeds = tuple(derive(recipe.run.seed, IMAGE, round, int(row)) for row in rows)
-    model, rollout = recipe.model, recipe.rollout
-    with phases("rollout"):
-        latents = policy.sample(
-            policy.encode([prompt.text for prompt in chosen]),
-            seeds,
-            steps=rollout.steps,
-            weights=sampling_name(recipe),
-            guidance=rollout.guidance,
-            solver=rollout.solver,
-            height=model.height,
-            width=model.width,
-            batch=rollout.batch,
-        )
-    with phases("decode"):
-        images = policy.decode(latents, batch=rollout.batch)
+    latents, images = _images(policy, chosen, seeds, recipe, phases)
     group = round * recipe.batch.groups + rows // size
     samples = Samples(prompts=chosen, group=group, seeds=seeds, latents=latents, images=images)
     with phases("reward"):
-        scores = rewards.score(images.cpu(), chosen, group=group, group_size=size, share=True)
+        scores = rewards.score(images, chosen, group=group, group_size=size, share=True)
         rewards.check_failures(world.add_counts(scores.failures), recipe.batch.groups * size)
     return Rollout(samples=samples, scores=scores, rows=rows)
+
+
+def _images(
+    policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], recipe: Recipe, phases: Phases
+) -> tuple[Tensor, Tensor]:
+    """Latents, which stay on the device, and images, which leave it: rewards read them, training does not."""
+    model, rollout = recipe.model, recipe.rollout
+    step = rollout.batch or len(prompts)
+    latents, images = [], []
+    for start in range(0, len(prompts), step):
+        part = slice(start, start + step)
+        with phases("rollout"):
+            made = policy.sample(
+                policy.encode([prompt.text for prompt in prompts[part]]),
+                seeds[part],
+                steps=rollout.steps,
+                weights=sampling_name(recipe),
+                guidance=rollout.guidance,
+                solver=rollout.solver,
+                height=model.height,
+                width=model.width,
+            )
+        with phases("decode"):
+            images.append(policy.decode(made).cpu())
+        latents.append(made)
+    return torch.cat(latents), torch.cat(images)
 
 
 def sampling_name(recipe: Recipe) -> str:

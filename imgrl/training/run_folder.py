@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imgrl.errors import ConfigError
 
-__all__ = ["holds_results", "open_folder", "read_json", "write_json"]
+__all__ = ["finite", "holds_results", "open_folder", "read_json", "replace", "write_json"]
 
 
 def open_folder(path: str | None) -> Path:
@@ -44,9 +46,26 @@ def holds_results(folder: Path) -> bool:
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON beside and rename, so that a reader never sees half of it."""
+    replace(file, json.dumps(finite(value), indent=1))
+
+
+def replace(file: Path, text: str) -> None:
+    """Write beside and rename; on a full disk nothing half-written stays."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=1))
-    os.replace(partial, file)
+    try:
+        partial.write_text(text)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def finite(value: Any) -> Any:
+    """The same nested values with null for every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(file: Path) -> Any:

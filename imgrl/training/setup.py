@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgrl.data.prompts import load_prompts
+import torch
+
 from imgrl.data.sampler import GroupSampler
-from imgrl.errors import CheckpointError, ConfigError, RewardError
-from imgrl.recipe import Recipe, dump
+from imgrl.errors import ConfigError
+from imgrl.recipe import Recipe, as_dict, dump, flat_settings
 from imgrl.resources import model_path
 from imgrl.rewards import RewardSet
-from imgrl.rewards.base import column_names
-from imgrl.training.checkpoint import latest_checkpoint
+from imgrl.training.checks import check_model, check_recipe, check_resume
 from imgrl.training.distributed import World
-from imgrl.training.geometry import check_batch
 from imgrl.training.run_folder import holds_results, open_folder, write_json
-from imgrl.training.seeds import generator
 from imgrl.training.tracking import environment
 from imgrl.training.update import Updater
 from imgrl.types import Prompt
@@ -28,10 +26,6 @@ if TYPE_CHECKING:
     from imgrl.policies import Policy
 
 __all__ = ["Parts", "prepare"]
-
-_ENCODE_AHEAD = (
-    2000  # up to this many prompts are embedded before training, so that the encoders can be freed
-)
 
 
 @dataclass(kw_only=True)
@@ -54,31 +48,31 @@ class Parts:
 def prepare(recipe: Recipe, *, resume: bool) -> Parts:
     """Check and build everything; what can fail without loading a model fails before one is loaded."""
     world = _world(recipe)
-    check_batch(recipe, processes=world.size)
     folder = open_folder(recipe.run.dir)
-    _check_folder(folder, resume=resume)
-    prompts = load_prompts(recipe.data.prompts)
-    heldout = _heldout(recipe, world)
-    sampler = _sampler(recipe, prompts)
-    rewards = RewardSet.from_specs(recipe.rewards, failure_budget=recipe.scoring.failure_budget)
-    _check_leash(recipe)
-    _check_rewards(rewards, recipe, prompts, heldout)
+    _check_folder(folder, recipe, resume=resume)
+    checked = check_recipe(recipe, processes=world.size)
+    if recipe.run.deterministic:
+        # cuBLAS reads this when it starts; warn_only because a few operations have no such kernel.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if recipe.tracking.trackers:
+        world.accelerator.init_trackers(recipe.tracking.project, config=_tracked(recipe))
     if world.main:
         (folder / "config.yaml").write_text(dump(recipe))
         write_json(folder / "environment.json", environment(world))
     copies = _copies(recipe)
     policy = _policy(recipe, world, copies)
-    _check_sizes(recipe, policy)
-    messages = _encode_ahead(policy, [*prompts, *heldout])
+    check_model(recipe, policy)
+    messages = _encode_ahead(policy, [*checked.prompts, *checked.heldout], world, folder)
     world.wait()
     return Parts(
         recipe=recipe,
         world=world,
         folder=folder,
-        prompts=prompts,
-        heldout=heldout,
-        sampler=sampler,
-        rewards=rewards,
+        prompts=checked.prompts,
+        heldout=checked.heldout,
+        sampler=checked.sampler,
+        rewards=checked.rewards,
         policy=policy,
         updater=Updater(policy, recipe, world),
         copies=copies,
@@ -90,73 +84,23 @@ def _world(recipe: Recipe) -> World:
     from accelerate import Accelerator
 
     trackers: list[Any] = list(recipe.tracking.trackers)
-    accelerator = Accelerator(log_with=trackers or None, project_dir=recipe.run.dir)
-    if trackers:
-        accelerator.init_trackers(recipe.tracking.project)
-    return World(accelerator)
+    return World(Accelerator(log_with=trackers or None, project_dir=recipe.run.dir))
 
 
-def _check_folder(folder: Path, *, resume: bool) -> None:
-    if resume and latest_checkpoint(folder) is None:
-        raise CheckpointError(f"{folder} holds no checkpoint to resume from: start the run without --resume.")
-    if not resume and holds_results(folder):
+def _tracked(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as trackers take it: plain numbers and texts by dotted key."""
+    settings = flat_settings(as_dict(recipe))
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
+
+
+def _check_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    if resume:
+        check_resume(folder, recipe)
+    elif holds_results(folder):
         raise ConfigError(
             f"{folder} already holds a run; continue it with `imgrl train --resume {folder}`, "
             "or choose another run.dir"
         )
-
-
-def _heldout(recipe: Recipe, world: World) -> list[Prompt]:
-    settings = recipe.evaluation
-    heldout = load_prompts(settings.prompts)[: settings.limit]
-    images = len(heldout) * settings.images_per_prompt
-    if images < world.size:
-        raise ConfigError(
-            f"an evaluation of {images} images cannot be shared by {world.size} processes; raise "
-            "evaluation.images_per_prompt or evaluation.limit"
-        )
-    return heldout
-
-
-def _check_rewards(
-    rewards: RewardSet, recipe: Recipe, prompts: Sequence[Prompt], heldout: Sequence[Prompt]
-) -> None:
-    """Try every reward on both sets of prompts; the training set, last, fixes the columns."""
-    size = {"height": recipe.model.height or 64, "width": recipe.model.width or 64}
-    if column_names(heldout) != column_names(prompts):
-        try:
-            rewards.check(heldout, **size)
-        except RewardError as error:
-            raise RewardError(f"evaluation.prompts do not suit the rewards: {error}") from error
-    rewards.check(prompts, **size)
-
-
-def _check_sizes(recipe: Recipe, policy: Policy) -> None:
-    """Refuse an image size or step count that would only fail in the middle of the first round."""
-    model, steps = recipe.model, recipe.rollout.steps
-    policy.latent_shape(model.height, model.width)
-    try:
-        recipe.objective.times.draw(policy.sigmas(steps, model.height, model.width), generator(0))
-    except ValueError as error:
-        raise ConfigError(
-            f"rollout.steps is {steps}, which does not suit objective.times: {error}"
-        ) from error
-
-
-def _sampler(recipe: Recipe, prompts: Sequence[Prompt]) -> GroupSampler:
-    key = recipe.data.balance
-    if key is not None:
-        missing = next((p for p in prompts if key not in p.columns), None)
-        if missing is not None:
-            raise ConfigError(
-                f"data.balance is {key!r}, but prompt {missing.text!r} has no such column: balance by a column that "
-                "every prompt has, or leave it out."
-            )
-    balance = None if key is None else [str(prompt.columns[key]) for prompt in prompts]
-    try:
-        return GroupSampler(len(prompts), recipe.batch.groups, recipe.run.seed, balance=balance)
-    except ValueError as error:
-        raise ConfigError(f"batch.groups does not fit data.prompts: {error}") from error
 
 
 def _copies(recipe: Recipe) -> tuple[str, ...]:
@@ -191,25 +135,12 @@ def _policy(recipe: Recipe, world: World, copies: tuple[str, ...]) -> Policy:
     )
 
 
-def _encode_ahead(policy: Policy, prompts: Sequence[Prompt]) -> list[str]:
+def _encode_ahead(policy: Policy, prompts: Sequence[Prompt], world: World, folder: Path) -> list[str]:
+    """Embed every prompt, so that the encoders' memory is free for training; returns what the user should know."""
+    from imgrl.policies.embeddings import encode_ahead
+
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-    if len(texts) > _ENCODE_AHEAD:
-        return [f"{len(texts)} prompts: text encoders stay in memory"]
-    policy.encode(texts)
-    policy.drop_encoders()
-    return []
-
-
-def _check_leash(recipe: Recipe) -> None:
-    """An anchor driven by the raw reward needs one in [0, 1]; negative weights cannot give that."""
-    from imgrl.rewards.spec import read_spec
-
-    anchor = recipe.objective.anchor
-    if not anchor.active or anchor.adaptive not in ("raw", "batch_mean_raw"):
-        return
-    total = math.fsum(read_spec(name, given).weight for name, given in recipe.rewards.items())
-    if total > 1 + 1e-9:
-        raise ConfigError(
-            f"objective.anchor.adaptive is {anchor.adaptive!r}, which needs a combined reward within [0, 1], but the "
-            f"weights add up to {total:g}: lower them to a sum of 1, or choose adaptive: advantage or none."
-        )
+    told = encode_ahead(
+        policy, texts, folder / "embeddings", rank=world.rank, size=world.size, wait=world.wait
+    )
+    return [] if told is None else [told]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,24 @@ from imgrl.training.checkpoint import (
 from imgrl.training.setup import Parts
 from imgrl.types import Prompt
 
-__all__ = ["restore", "save"]
+__all__ = ["Progress", "restore", "save"]
 
 
-def save(parts: Parts, *, round: int, step: int, seconds: float) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    round: int
+    """Rounds done."""
+    step: int
+    """Optimiser steps done."""
+    seconds: float
+    """Training time."""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Wall time by phase."""
+
+
+def save(parts: Parts, progress: Progress) -> Path:
     """Write a checkpoint of everything that the coming rounds depend on.
 
     Random numbers need no state: each is drawn from a key (run seed, round, row).
@@ -41,7 +56,7 @@ def save(parts: Parts, *, round: int, step: int, seconds: float) -> Path:
         reward_tensors, reward_plain = split_tensors(parts.rewards.state_dict())
         write_checkpoint(
             run,
-            round,
+            progress.round,
             tensors={
                 "weights": pack({name: weights.state_dict(name) for name in ("current", *parts.copies)}),
                 "optimizer": optimizer_tensors(parts.updater.optimizer),
@@ -49,8 +64,9 @@ def save(parts: Parts, *, round: int, step: int, seconds: float) -> Path:
                 "rewards": reward_tensors,
             },
             state={
-                "step": step,
-                "seconds": seconds,
+                "step": progress.step,
+                "seconds": progress.seconds,
+                "phases": dict(progress.phases),
                 "config_hash": config_hash(parts.recipe),
                 "prompts": prompts_digest(parts.prompts),
                 "sampler": sampler_plain,
@@ -61,24 +77,19 @@ def save(parts: Parts, *, round: int, step: int, seconds: float) -> Path:
         )
         prune(run, parts.recipe.checkpoint.keep)
     parts.world.wait()
-    return run / "checkpoints" / f"step-{round}"
+    return run / "checkpoints" / f"step-{progress.round}"
 
 
-def restore(parts: Parts) -> tuple[int, int, float]:
-    """Load the newest checkpoint of the run; returns (rounds, optimiser steps, seconds) done.
+def restore(parts: Parts) -> Progress:
+    """Load the newest checkpoint of the run; returns how far it was.
 
     Raises:
-        CheckpointError: if there is none, it is damaged, or it belongs to other settings.
+        CheckpointError: if there is none, it is damaged, or it belongs to other prompts.
     """
     folder = latest_checkpoint(parts.folder)
     if folder is None:
         raise CheckpointError(f"{parts.folder} holds no checkpoint to resume from.")
     state, tensors = read_checkpoint(folder)
-    if state["config_hash"] != config_hash(parts.recipe):
-        raise CheckpointError(
-            f"{folder} was trained with other settings than the recipe given now; only run.dir, run.rounds, "
-            "run.minutes, tracking and checkpoint may change on resume, so start a new run for new settings."
-        )
     if state["prompts"] != prompts_digest(parts.prompts):
         raise CheckpointError(
             f"{folder} was trained on other prompts than {parts.recipe.data.prompts!r} holds now; restore them, "
@@ -91,7 +102,9 @@ def restore(parts: Parts) -> tuple[int, int, float]:
     parts.rewards.load_state_dict(join_tensors(tensors["rewards"], state["rewards"]))
     if state["scaler"]:
         parts.updater.scaler.load_state_dict(state["scaler"])
-    return state["round"], state["step"], state["seconds"]
+    return Progress(
+        round=state["round"], step=state["step"], seconds=state["seconds"], phases=state["phases"]
+    )
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from imgrl.training.distributed import World
+from imgrl.training.run_folder import finite, replace
 
 __all__ = ["Metrics", "environment"]
 
@@ -29,7 +29,7 @@ class Metrics:
         """Write one row for a round."""
         if self.world.main:
             with self.file.open("a") as handle:
-                handle.write(json.dumps({"round": round, **values}) + "\n")
+                handle.write(json.dumps(finite({"round": round, **values})) + "\n")
         self.world.accelerator.log(dict(values), step=round)
 
     def rewind(self, round: int) -> None:
@@ -37,9 +37,7 @@ class Metrics:
         if not self.world.main or not self.file.exists():
             return
         rows = [line for line in self.file.read_text().splitlines() if _round_of(line) <= round]
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(f"{row}\n" for row in rows))
-        os.replace(partial, self.file)
+        replace(self.file, "".join(f"{row}\n" for row in rows))
 
 
 def _round_of(line: str) -> float:

@@ -15,6 +15,7 @@ from imgrl.objectives.image import Batch
 from imgrl.recipe import Recipe
 from imgrl.training.distributed import World
 from imgrl.training.groups import Advantages
+from imgrl.training.phases import Phases
 from imgrl.training.rollout import Rollout
 from imgrl.training.seeds import NOISE, TIMES, generator, normal
 from imgrl.types import Conditioning, Noised
@@ -65,6 +66,8 @@ class Updater:
 
     def __init__(self, policy: Policy, recipe: Recipe, world: World) -> None:
         self.policy, self.recipe, self.world = policy, recipe, world
+        self.phases = Phases()
+        """Where the time of :meth:`run` is counted; the loop puts its own here."""
         settings = recipe.optimizer
         self.parameters = policy.weights.parameters()
         self.optimizer = torch.optim.AdamW(
@@ -79,8 +82,8 @@ class Updater:
 
     def run(self, rollout: Rollout, advantages: Advantages, mine: Tensor, *, round: int) -> UpdateResult:
         """Train on a rollout; ``advantages`` are of the whole round, ``mine`` are this process's rows in it."""
-        batch, sums = self.recipe.batch, defaultdict(float)
-        advantage = advantages.advantage[mine]
+        batch, kept = self.recipe.batch, defaultdict(list)
+        advantage, raw = advantages.advantage[mine], self._raw(rollout)
         keep = advantages.valid[mine] & ~_in(rollout.samples.group, advantages.zero_variance_groups)
         micro = self.world.share(batch.micro_groups * batch.group_size)
         width = micro.stop - micro.start
@@ -95,39 +98,45 @@ class Updater:
             points = int(held.sum()) * self.recipe.objective.times.count
             for start, rows, everywhere in zip(starts, chosen, held.tolist(), strict=True):
                 if len(rows):
-                    self._accumulate(rollout, rows, advantage, points, round, sums)
+                    self._accumulate(rollout, rows, advantage, raw, points, round, kept)
                 elif everywhere:
                     self._attend(rollout, start)
-            norms.append(self._step())
-            taken += 1
-        return UpdateResult(steps=taken, metrics=self._means(sums, norms))
+            with self.phases("update"):
+                norm = self._step()
+            if norm is not None:
+                norms.append(norm)
+                taken += 1
+        return UpdateResult(steps=taken, metrics=self._means(kept, norms))
 
     def _accumulate(
         self,
         rollout: Rollout,
         rows: Tensor,
         advantage: Tensor,
+        raw: Tensor,
         points: int,
         round: int,
-        sums: dict[str, float],
+        kept: dict[str, list[Tensor]],
     ) -> None:
-        """Add the gradient of one micro-batch at every noise level."""
+        """Add the gradient of one micro-batch at every noise level; metrics stay on the device until the end."""
         recipe = self.recipe
-        cond = self.policy.encode([rollout.samples.prompts[int(row)].text for row in rows])
-        sigmas = self.policy.sigmas(recipe.rollout.steps, recipe.model.height, recipe.model.width)
+        with self.phases("points"):
+            cond = self.policy.encode([rollout.samples.prompts[int(row)].text for row in rows])
+            sigmas = self.policy.sigmas(recipe.rollout.steps, recipe.model.height, recipe.model.width)
         for level in range(recipe.objective.times.count):
-            noised = noised_points(rollout, rows, level, recipe=recipe, sigmas=sigmas, round=round)
-            batch = self._velocities(noised, cond, rollout, rows, advantage)
-            output = recipe.objective.loss(batch, gather=self.world.gather)
-            self.scaler.scale(output.loss.sum() / points).backward()
-            gap = (
-                {}
-                if batch.anchor is None
-                else {"anchor_gap": velocity_gap(batch.current.detach(), batch.anchor)}
-            )
-            for name, values in ({"loss": output.loss.detach()} | output.metrics | gap).items():
-                sums[name] += float(values.double().sum())
-            sums["count"] += len(rows)
+            with self.phases("points"):
+                noised = noised_points(rollout, rows, level, recipe=recipe, sigmas=sigmas, round=round)
+            with self.phases("update"):
+                batch = self._velocities(
+                    noised, cond, rollout.samples.group[rows], advantage[rows], raw[rows]
+                )
+                output = recipe.objective.loss(batch, gather=self.world.gather)
+                self.scaler.scale(output.loss.sum() / points).backward()
+            kept["loss"].append(output.loss.detach())
+            for name, values in output.metrics.items():
+                kept[name].append(values)
+            if batch.anchor is not None:
+                kept["anchor_gap"].append(velocity_gap(batch.current.detach(), batch.anchor))
 
     def _attend(self, rollout: Rollout, start: int) -> None:
         """Take part in a micro-batch with no rows: the group statistics inside the loss are collective.
@@ -150,7 +159,7 @@ class Updater:
             objective.loss(batch, gather=self.world.gather)
 
     def _velocities(
-        self, noised: Noised, cond: Conditioning, rollout: Rollout, rows: Tensor, advantage: Tensor
+        self, noised: Noised, cond: Conditioning, group: Tensor, advantage: Tensor, raw: Tensor
     ) -> Batch:
         """All velocities of one set of points; only the current one carries a gradient."""
         objective, policy = self.recipe.objective, self.policy
@@ -164,29 +173,44 @@ class Updater:
             anchor=velocity("frozen", objective.anchor.guidance) if objective.anchor.active else None,
             current=velocity("current"),
             noised=noised,
-            advantage=advantage[rows].to(device, torch.float32),
-            raw=rollout.scores.total[rows].to(device, torch.float32),
-            group=rollout.samples.group[rows].to(device),
+            advantage=advantage.to(device, torch.float32),
+            raw=raw.to(device, torch.float32),
+            group=group.to(device),
         )
 
-    def _step(self) -> float:
-        """Add gradients over processes, clip, step; returns the gradient norm before clipping."""
+    def _raw(self, rollout: Rollout) -> Tensor:
+        """Each image's raw reward, or for an anchor that follows the batch's mean, the mean of the whole round.
+
+        Of the round, and not of a micro-batch, so that it does not depend on how the round is cut, and prompts without
+        a signal, all right or all wrong, count too.
+        """
+        raw, mask = rollout.scores.total, rollout.scores.mask
+        if self.recipe.objective.anchor.adaptive != "batch_mean_raw":
+            return raw
+        total, count = self.world.add_numbers([float(raw[mask].double().sum()), float(mask.sum())])
+        return torch.full_like(raw, total / count)
+
+    def _step(self) -> float | None:
+        """Add gradients over processes, clip, step; returns the gradient norm before clipping.
+
+        None if a half-precision gradient overflowed: the scaler then leaves the weights as they are.
+        """
         self.world.add_gradients(self.parameters)  # first, so that an overflow anywhere is seen everywhere
         self.scaler.unscale_(self.optimizer)
         limit = self.recipe.optimizer.clip
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return None if self.scaler.get_scale() < scale else float(norm)
 
-    def _means(self, sums: dict[str, float], norms: list[float]) -> dict[str, float]:
+    def _means(self, kept: dict[str, list[Tensor]], norms: list[float]) -> dict[str, float]:
         """Means over points, the variance ratio, and the gradient norm, equal on every process."""
+        sums = {name: float(torch.cat(values).cpu().double().sum()) for name, values in kept.items()}
+        sums["count"] = float(sum(map(len, kept["loss"])))
         names = sorted(set(self.world.gather_objects(list(sums))))
-        totals = self.world.add(
-            torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.world.device)
-        )
-        total = dict(zip(names, totals.tolist(), strict=True))
+        total = dict(zip(names, self.world.add_numbers([sums.get(n, 0.0) for n in names]), strict=True))
         count = total.pop("count", 0.0)
         metrics = {f"train/{name}": value / count for name, value in total.items()} if count else {}
         if total.get("target_variance"):

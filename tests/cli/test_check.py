@@ -73,12 +73,38 @@ def test_a_file_cut_short_is_refused(tmp_path):
         (["rewards={shapse: 1}"], "shapse"),
         (["rewards.shapes=absent.py:score"], "absent.py"),
         (["data.prompts=[a cat, a dog]", "rewards={jpeg_compressibility: 1}"], "only 2 prompts"),
-        (["data.prompts=[a cat, a dog]", "batch={groups: 2, micro_groups: 2}"], "shapes"),
+        (
+            ["data.prompts=[a cat, a dog]", "batch={groups: 2, micro_groups: 2}", "data.balance=null"],
+            "shapes",
+        ),
+        (["model.height=50"], "multiples of 16"),
+        (["rollout.steps=1"], "rollout.steps is 1"),
+        (["data.balance=colour"], "data.balance is 'colour'"),
+        (["model.lora.targets=[nonsense]"], "'nonsense' matches no linear layer"),
+        (["rewards={shapes: 1.0, jpeg_incompressibility: 1.0}"], "weights add up to 2"),
+        (["rewards={jpeg_compressibility: 1.0}"], "on two flat images the weighted rewards reach -"),
+        (["evaluation.prompts=[a cat]"], "evaluation.prompts do not suit the rewards"),
+        (["objective={name: nft}", "evaluation.weights=sampling"], "keeps no such copy"),
         (["batch.micro_groups=7"], "must be a multiple"),
     ],
 )
 def test_refused(refused, small, overrides, part):
     assert part in refused("check", *small, *overrides)
+
+
+def test_a_misspelt_model_is_refused(refused):
+    assert "tinysd3 does not exist" in refused("check", "model.path=tinysd3")
+
+
+def test_a_tracker_that_is_not_installed_is_refused(refused, small, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "wandb, which is not installed" in refused("check", *small, "tracking.trackers=[wandb]")
+
+
+def test_a_model_on_a_hub_is_checked_as_far_as_a_name_goes(imgrl):
+    result = imgrl("check", "model.path=someone/some-model")
+    assert result.exit_code == 0, result.output
+    assert "if the model is what it expects" in result.stdout
 
 
 def test_processes_take_part_in_the_arithmetic(refused, small):

@@ -17,7 +17,7 @@ SUMMARY = Summary(
     before={"heldout/shapes@10": 0.42},
     after={"heldout/shapes@10": 0.67},
     protocol={"images per prompt": 4},
-    phase_seconds={"update": 30.0, "rollout": 60.0, "reward": 10.0},
+    phase_seconds={"update": 30.0, "rollout": 50.0, "reward": 5.0, "other": 5.0, "evaluation": 40.0},
     paths={"lora": "runs/x/lora"},
 )
 
@@ -49,10 +49,20 @@ def test_plain_is_one_line_a_round_without_control_characters():
 @pytest.mark.parametrize("kind", [PlainReporter, RichReporter])
 def test_both_end_with_time_by_phase_and_the_scores(kind):
     text = play(kind(console(terminal=False)))
-    for part in ("heldout/shapes@10", "0.420", "0.670", "+0.250", "60.0%", "runs/x/lora", "LoRA [verified]"):
+    for part in (
+        "heldout/shapes@10",
+        "0.420",
+        "0.670",
+        "+0.250",
+        "55.6%",
+        "94.4%",
+        "runs/x/lora",
+        "LoRA [verified]",
+    ):
         assert part in text
     table = text[text.index("time by phase") :]
     assert table.index("rollout") < table.index("update") < table.index("reward")  # the longest first
+    assert next(line for line in table.splitlines() if "evaluation" in line).count("%") == 0
 
 
 def test_a_score_under_two_names_is_shown_once():

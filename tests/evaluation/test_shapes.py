@@ -7,7 +7,7 @@ import torch
 from imgrl.errors import DataError
 from imgrl.evaluation.geneval.judge import Verdict
 from imgrl.evaluation.protocol import Protocol, generate
-from imgrl.evaluation.shapes import evaluate_shapes, score_images, summarise
+from imgrl.evaluation.shapes import evaluate_shapes, judgeable, score_images, summarise
 from imgrl.types import Prompt
 from imgrl.world.render import render
 from imgrl.world.vocabulary import TASKS
@@ -51,6 +51,18 @@ def test_truth_is_correct_and_permuted_truth_is_not(prompts):
     assert [name for name in full if "/" in name] == [f"shapes/{task}" for task in TASKS]
     # two_object: "a circle and a square"; shown instead: two circles
     assert summarise(score_images(images[[2]], [prompts[1]]))["shapes/two_object"] == 0.0
+
+
+def test_what_shapeeval_can_judge(prompts):
+    """Shapes, with or without signs among them; not signs alone, real things or plain texts."""
+    real = Prompt(
+        id=0,
+        text="a photo of a toothbrush",
+        columns={"tag": "single_object", "include": [{"class": "toothbrush", "count": 1}]},
+    )
+    assert judgeable(prompts) and judgeable([SIGN, prompts[0]])
+    assert not judgeable([SIGN]) and not judgeable([real]) and not judgeable([prompts[0], real])
+    assert not judgeable([Prompt(id=0, text="a cat")])
 
 
 def test_signs_get_no_verdict(prompts):

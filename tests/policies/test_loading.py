@@ -1,12 +1,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from imgrl.errors import ConfigError, ModelError
 from imgrl.policies import inspect_folder, load_policy
+from imgrl.policies.loading import compile_blocks
 
 ASSET = Path(__file__).parents[2] / "assets" / "tiny-flux"
 
@@ -110,6 +112,21 @@ def test_wrong_options_are_refused(folders: dict[str, Path]) -> None:
         load_policy(folders["sd3"], dtype="int8")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="distilled_guidance only fits"):
         load_policy(folders["sd3"], distilled_guidance=3.0)
+
+
+@pytest.mark.parametrize("name", ["recompile_limit", "cache_size_limit"])
+def test_compiling_raises_the_limit_under_either_of_its_names(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.4 and 2.5 know only the second; a higher limit of the user's stays."""
+    import torch._dynamo as dynamo
+
+    for given, expected in ((8, 64), (100, 100)):
+        config, calls = SimpleNamespace(**{name: given}), []
+        monkeypatch.setattr(dynamo, "config", config)
+        block = SimpleNamespace(compile=lambda calls=calls, **options: calls.append(options))
+        compile_blocks(SimpleNamespace(transformer_blocks=[block, block]), backend="eager")
+        assert vars(config) == {name: expected} and calls == [{"backend": "eager"}] * 2
 
 
 def test_importing_policies_stays_light() -> None:

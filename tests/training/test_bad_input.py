@@ -36,7 +36,7 @@ EARLY = {
     "too few prompts": (
         {"data": Data(prompts=("a cat", "a dog"))},
         ConfigError,
-        "batch.groups does not fit data.prompts: A round of 3 different prompts needs at least that many, got 2",
+        "batch.groups is 3, but data.prompts has only 2 prompts, and none may repeat within a round",
     ),
     "no such file": (
         {"data": Data(prompts="nowhere.txt")},
@@ -83,7 +83,7 @@ EARLY = {
 def test_refused_before_a_model_is_loaded(recipe, case):
     changes, kind, sentence = EARLY[case]
     with pytest.raises(kind, match=sentence) as found:
-        Trainer(recipe(model_path="no model would load", **changes)).train()
+        Trainer(recipe(model_path="nobody/no-model-would-load", **changes)).train()
     assert "\n" not in str(found.value)
 
 
@@ -152,7 +152,7 @@ def test_an_evaluation_too_small_for_its_processes(recipe, monkeypatch):
 
     monkeypatch.setattr(World, "size", 3)
     made = recipe(batch=Batch(groups=3, group_size=3, micro_groups=1))
-    with pytest.raises(ConfigError, match="an evaluation of 2 images cannot be shared by 3 processes"):
+    with pytest.raises(ConfigError, match="an evaluation of 2 prompts cannot be shared by 3 processes"):
         Trainer(made).train()
 
 
@@ -182,7 +182,7 @@ def test_a_run_that_never_started_may_be_started_again(recipe, tmp_path):
     ("overrides", "sentence"),
     [
         (["data.prompts=nowhere.txt"], "There is no prompt file"),
-        (["data.prompts=[a cat, a dog]"], "needs at least that many, got 2"),
+        (["data.prompts=[a cat, a dog]"], "data.prompts has only 2 prompts"),
         (["run.dir=/dev/null/run"], "cannot be written"),
         (["model.path=/dev/null"], "is a file, not a folder"),
         (["rewards={shapes: 1.0}"], "Reward 'shapes'"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from small_runs import (
     take,
     train,
 )
+from two_processes import free_port, two
 
 from imgrl.anchor import VelocityAnchor
 from imgrl.objectives.image import NFT
@@ -35,69 +35,6 @@ from imgrl.recipe import dump
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
 """Of weights after two rounds at learning rate 1e-4: sums over images in another order, float32. AdamW divides
 a gradient by its own size, so rounding in a gradient close to 0 may move a weight by part of a step."""
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def two(target, *arguments):
-    """Run ``target(*arguments)`` in two processes that know each other; both must succeed."""
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
-    ranks = [start(target, *arguments, RANK=str(r), LOCAL_RANK=str(r), **common) for r in range(2)]
-    for process in ranks:
-        process.join(120)
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
-    assert codes == [0, 0]
-
-
-# ---------------------------------------------------------------- primitives
-
-
-def check_world() -> None:
-    """In each of two processes: gathers in rank order whatever the counts, sums, shares, agreement."""
-    from accelerate import Accelerator
-
-    from imgrl.training.distributed import World
-
-    world = World(Accelerator(cpu=True))
-    rank = world.rank
-    assert world.size == 2 and world.main == (rank == 0)
-    for counts in ((3, 1), (0, 2), (2, 2)):
-        mine = torch.arange(counts[rank] * 2).view(-1, 2) + 100 * rank
-        expected = torch.cat([torch.arange(n * 2).view(-1, 2) + 100 * r for r, n in enumerate(counts)])
-        for dtype in (torch.int64, torch.float32, torch.float64):
-            assert torch.equal(world.gather(mine.to(dtype)), expected.to(dtype))
-    assert world.gather(torch.tensor([rank == 0, True])).tolist() == [True, True, False, True]
-    assert not world.gather(torch.ones(1, requires_grad=True)).requires_grad
-    assert world.gather_objects([{"rank": rank}] * (rank + 1)) == [{"rank": 0}, {"rank": 1}, {"rank": 1}]
-    assert world.add(torch.tensor([1.5 + rank])).item() == 4.0
-    assert world.share(6) == slice(3 * rank, 3 * rank + 3)
-    assert world.add_counts({"a": rank, "b": 2}) == {"a": 1, "b": 4}
-    assert world.any(rank == 1) is True and world.any(False) is False
-    assert world.first(10.25 + rank) == 10.25
-    weights = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))]
-    if rank == 0:
-        weights[0].grad = torch.full((2, 3), 2.0)  # the other process has none
-    weights[1].grad = torch.arange(4.0) + rank
-    world.add_gradients(weights)
-    assert torch.equal(weights[0].grad, torch.full((2, 3), 2.0))
-    assert torch.equal(weights[1].grad, 2 * torch.arange(4.0) + 1)
-    world.accelerator.end_training()
-
-
-def test_what_processes_tell_each_other():
-    two(check_world)
-
 
 # ----------------------------------------------------------------------- runs
 

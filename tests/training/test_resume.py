@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from small_runs import Data, Optimizer, assert_same_bits, last_tensors, rows_of, small_recipe
+from small_runs import Data, Optimizer, VelocityAnchor, assert_same_bits, last_tensors, rows_of, small_recipe
+from typer.testing import CliRunner
 
+from imgrl.cli.main import app
 from imgrl.errors import CheckpointError, ModelError
 from imgrl.policies import LoraSpec, load_policy
 from imgrl.training.checkpoint import (
@@ -83,13 +85,28 @@ def test_what_a_checkpoint_holds(whole):
 def test_other_settings_are_refused(recipe):
     made = recipe(run_rounds=1)
     Trainer(made).train()
-    with pytest.raises(CheckpointError, match="other settings than the recipe given now; only run.dir"):
+    with pytest.raises(CheckpointError, match=r"optimizer.lr \(0.001 then, 0.0005 now\); only run.dir"):
         Trainer(dataclasses.replace(made, optimizer=Optimizer(lr=5e-4))).train(resume=True)
     with pytest.raises(CheckpointError, match="other settings"):
         model = dataclasses.replace(made.model, lora=LoraSpec(rank=3, alpha=4.0))
         Trainer(dataclasses.replace(made, model=model)).train(resume=True)
     longer = dataclasses.replace(made.run, rounds=2)
     assert Trainer(dataclasses.replace(made, run=longer)).train(resume=True).rounds == 2
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(recipe):
+    """The recipe saved in the folder is what the next `--resume` reads."""
+    made = recipe(run_rounds=1, rewards={"jpeg_incompressibility": 1.0})
+    made = dataclasses.replace(
+        made, objective=dataclasses.replace(made.objective, anchor=VelocityAnchor(weight=0.0))
+    )
+    Trainer(made).train()
+    saved = (Path(made.run.dir) / "config.yaml").read_text()
+    wrong = CliRunner().invoke(app, ["train", "--resume", made.run.dir, "objective.beta=0.5", "--quiet"])
+    assert wrong.exit_code == 2 and "objective.beta" in wrong.stderr
+    assert (Path(made.run.dir) / "config.yaml").read_text() == saved
+    right = CliRunner().invoke(app, ["train", "--resume", made.run.dir, "run.rounds=2", "--quiet"])
+    assert right.exit_code == 0, right.output
 
 
 def test_changed_prompts_are_refused(recipe, tmp_path):

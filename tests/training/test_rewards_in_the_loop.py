@@ -36,7 +36,8 @@ def nan(images, prompts):
 
 
 def above_one(images, prompts):
-    return [2.0 + mean for mean in brightness(images, prompts)]
+    """Within [0, 1] on the flat images of the check before training."""
+    return [2.0 + mean if real(images) else mean for mean in brightness(images, prompts)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,9 @@ def test_a_broken_reward_stops_the_run(recipe, reward, sentence):
 @pytest.mark.parametrize("reward", [raises, hangs, short, nan])
 def test_it_is_found_before_the_model_is_loaded_if_it_always_breaks(recipe, reward, monkeypatch):
     monkeypatch.setitem(globals(), "real", lambda images: True)
-    made = recipe(model_path="nowhere", rewards={"mine": RewardSpec(use=reward, retries=0, timeout=0.1)})
+    made = recipe(
+        model_path="nobody/nowhere", rewards={"mine": RewardSpec(use=reward, retries=0, timeout=0.1)}
+    )
     with pytest.raises(RewardError, match="Reward 'mine'"):
         Trainer(made).train()
 

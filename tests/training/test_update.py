@@ -153,6 +153,39 @@ def test_micro_batches_add_up_to_the_whole(policy, world, objective):
             assert found[micro][0].metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.parametrize("micro", [1, 4])
+def test_an_anchor_that_follows_the_batch_follows_the_whole_round(policy, world, micro, monkeypatch):
+    """Mean over all twelve images, those of flat groups included, however the round is cut."""
+    seen = []
+    monkeypatch.setattr(
+        VelocityAnchor,
+        "weights",
+        lambda self, q, raw, gather=None: seen.append(raw) or torch.zeros_like(q),
+    )
+    objective = dataclasses.replace(
+        CHEAP, anchor=VelocityAnchor(weight=0.3, guidance=2.0, adaptive="batch_mean_raw")
+    )
+    rewards = [1.0] * 6 + [0.0, 0.3, 0.6, 0.1, 0.1, 0.4]
+    recipe = make_recipe(objective=objective, batch=Batch(groups=GROUPS, group_size=SIZE, micro_groups=micro))
+    update(policy, recipe, world, make_rollout(rewards))
+    assert seen and all(torch.allclose(raw, torch.tensor(7.5 / 12)) for raw in seen)
+
+
+def test_an_overflow_in_half_precision_is_no_step(policy, world):
+    """The scaler leaves the weights alone; schedules and copies must not move either."""
+    recipe, rollout = make_recipe(), make_rollout()
+    updater = Updater(policy, recipe, world)
+    updater.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=True)
+    hook = updater.parameters[0].register_hook(lambda gradient: gradient + float("inf"))
+    before = {k: v.clone() for k, v in policy.weights.state_dict("current").items()}
+    advantages = group_advantages(rollout.scores.total, rollout.samples.group, std="group")
+    result = updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=0)
+    hook.remove()
+    assert updater.scaler.get_scale() == 4.0  # it saw the overflow
+    assert result.steps == 0 and "train/grad_norm" not in result.metrics
+    assert all(torch.equal(v, before[k]) for k, v in policy.weights.state_dict("current").items())
+
+
 def test_the_gradient_is_that_of_the_mean_loss_over_points(policy, world):
     """Against the loss written down directly: NFT at equal copies, no anchor, all points in one tensor."""
     recipe = make_recipe(objective=NFT(times=TimeSampler(count=2), anchor=VelocityAnchor(weight=0.0)))

@@ -1,0 +1,212 @@
+"""Everything about a recipe that can be known before a weight is loaded; `imgrl check` and training share it."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from imgrl.data.prompts import load_prompts
+from imgrl.data.sampler import GroupSampler
+from imgrl.errors import CheckpointError, ConfigError, RewardError
+from imgrl.recipe import Recipe, as_dict, config_hash, flat_settings, lasting_settings
+from imgrl.resources import model_path
+from imgrl.rewards import RewardSet
+from imgrl.rewards.base import column_names
+from imgrl.training.checkpoint import latest_checkpoint, read_state
+from imgrl.training.geometry import check_batch
+from imgrl.training.seeds import generator
+from imgrl.types import Prompt
+
+if TYPE_CHECKING:
+    from imgrl.policies import Policy
+
+__all__ = ["Checked", "check_model", "check_recipe", "check_resume"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What a recipe names, read and found to fit together."""
+
+    prompts: list[Prompt]
+    heldout: list[Prompt]
+    sampler: GroupSampler
+    rewards: RewardSet
+
+
+def check_recipe(recipe: Recipe, *, processes: int = 1) -> Checked:
+    """Refuse a recipe that cannot run, before anything expensive.
+
+    A model that is not on this disk yet is only known by name; :func:`check_model` looks again once it is.
+
+    Raises:
+        ImgrlError: in one sentence.
+    """
+    check_batch(recipe, processes=processes)
+    _check_trackers(recipe)
+    prompts = load_prompts(recipe.data.prompts)
+    heldout = _heldout(recipe, processes)
+    sampler = _sampler(recipe, prompts)
+    size = _size(recipe)
+    rewards = RewardSet.from_specs(recipe.rewards, failure_budget=recipe.scoring.failure_budget)
+    _check_rewards(rewards, recipe, prompts, heldout, size)
+    return Checked(prompts=prompts, heldout=heldout, sampler=sampler, rewards=rewards)
+
+
+def _size(recipe: Recipe) -> tuple[int, int]:
+    """Height and width of the images to come; a guess while the model is only a name on a hub."""
+    from imgrl.policies import local_folder
+
+    folder = local_folder(model_path(recipe.model.path))
+    if folder is None:
+        return recipe.model.height or 512, recipe.model.width or 512
+    return check_model(recipe, _blueprint(recipe, folder))
+
+
+def check_model(recipe: Recipe, policy: Policy) -> tuple[int, int]:
+    """Refuse an image size or step count that would only fail in the middle of the first round.
+
+    Returns:
+        Height and width of the images to come.
+    """
+    model, steps = recipe.model, recipe.rollout.steps
+    policy.latent_shape(model.height, model.width)
+    try:
+        recipe.objective.times.draw(policy.sigmas(steps, model.height, model.width), generator(0))
+    except ValueError as error:
+        raise ConfigError(
+            f"rollout.steps is {steps}, which does not suit objective.times: {error}"
+        ) from error
+    return model.height or policy.default_size, model.width or policy.default_size
+
+
+def check_resume(run: Path, recipe: Recipe) -> None:
+    """Refuse to continue a run that has no checkpoint, or has one of other settings.
+
+    Raises:
+        CheckpointError: naming the settings that differ.
+    """
+    folder = latest_checkpoint(run)
+    if folder is None:
+        raise CheckpointError(f"{run} holds no checkpoint to resume from: start the run without --resume.")
+    if read_state(folder)["config_hash"] == config_hash(recipe):
+        return
+    now = flat_settings(lasting_settings(as_dict(recipe)))
+    try:
+        saved = yaml.safe_load((folder / "config.yaml").read_text())
+        then = flat_settings(lasting_settings(saved))
+    except (OSError, yaml.YAMLError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.yaml'} cannot be read ({error}).") from error
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    told = ", ".join(f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)" for key in keys[:3])
+    raise CheckpointError(
+        f"{folder} was trained with other settings than the recipe given now: {told or 'of another version'}; only "
+        "run.dir, run.rounds, run.minutes, tracking and checkpoint may change on resume, so start a new run for new "
+        "settings."
+    )
+
+
+def _blueprint(recipe: Recipe, folder: Path) -> Policy:
+    """The model's shapes without its weights, after everything that can be refused by them."""
+    from imgrl.policies import blueprint
+
+    model = recipe.model
+    return blueprint(
+        folder,
+        lora=model.lora if model.train == "lora" else None,
+        max_sequence_length=model.max_sequence_length,
+        distilled_guidance=model.distilled_guidance,
+    )
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    """Accelerate leaves out what it cannot import without a word."""
+    for name in recipe.tracking.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"tracking.trackers names {name}, which is not installed here; run `pip install {name}`, "
+                "or leave it out (metrics.jsonl is always written)"
+            )
+
+
+def _heldout(recipe: Recipe, processes: int) -> list[Prompt]:
+    settings = recipe.evaluation
+    heldout = load_prompts(settings.prompts)[: settings.limit]
+    if len(heldout) < processes:
+        raise ConfigError(
+            f"an evaluation of {len(heldout)} prompts cannot be shared by {processes} processes; raise "
+            "evaluation.limit or give more evaluation.prompts"
+        )
+    return heldout
+
+
+def _sampler(recipe: Recipe, prompts: Sequence[Prompt]) -> GroupSampler:
+    key = recipe.data.balance
+    if recipe.batch.groups > len(prompts):
+        raise ConfigError(
+            f"batch.groups is {recipe.batch.groups}, but data.prompts has only {len(prompts)} prompts, and none may "
+            "repeat within a round"
+        )
+    if key is not None:
+        missing = next((p for p in prompts if key not in p.columns), None)
+        if missing is not None:
+            raise ConfigError(
+                f"data.balance is {key!r}, but prompt {missing.text!r} has no such column: balance by a column that "
+                "every prompt has, or leave it out."
+            )
+    balance = None if key is None else [str(prompt.columns[key]) for prompt in prompts]
+    try:
+        return GroupSampler(len(prompts), recipe.batch.groups, recipe.run.seed, balance=balance)
+    except ValueError as error:
+        raise ConfigError(f"batch.groups does not fit data.prompts: {error}") from error
+
+
+def _check_rewards(
+    rewards: RewardSet,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    heldout: Sequence[Prompt],
+    size: tuple[int, int],
+) -> None:
+    """Try every reward on both sets of prompts; the training set, last, fixes the columns."""
+    _check_weights(rewards, recipe)
+    height, width = size
+    if column_names(heldout) != column_names(prompts):
+        try:
+            rewards.check(heldout, height=height, width=width)
+        except RewardError as error:
+            raise RewardError(f"evaluation.prompts do not suit the rewards: {error}") from error
+    low, high = rewards.check(prompts, height=height, width=width)
+    if _leashed(recipe) and (low < -1e-6 or high > 1 + 1e-6):
+        raise ConfigError(
+            f"{_leash(recipe)}, but on two flat images the weighted rewards reach {low if low < 0 else high:.4g}: "
+            "rescale them, or choose adaptive: advantage or none."
+        )
+
+
+def _check_weights(rewards: RewardSet, recipe: Recipe) -> None:
+    """Weights that add up to more than 1 can lead out of [0, 1] even where each reward stays inside."""
+    total = math.fsum(spec.weight for spec in rewards.specs.values())
+    if _leashed(recipe) and total > 1 + 1e-9:
+        raise ConfigError(
+            f"{_leash(recipe)}, but the weights add up to {total:g}: lower them to a sum of 1, or choose "
+            "adaptive: advantage or none."
+        )
+
+
+def _leashed(recipe: Recipe) -> bool:
+    """Whether the anchor's strength is driven by the raw reward."""
+    anchor = recipe.objective.anchor
+    return anchor.active and anchor.adaptive in ("raw", "batch_mean_raw")
+
+
+def _leash(recipe: Recipe) -> str:
+    return (
+        f"objective.anchor.adaptive is {recipe.objective.anchor.adaptive!r}, which needs a combined reward within "
+        "[0, 1]"
+    )
