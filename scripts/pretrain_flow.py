@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import imgrl  # noqa: F401
 
-BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 64, 1e-3, 0.1, 0.999
+BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 128, 1e-3, 0.1, 0.999
 
 
 @torch.no_grad()
@@ -87,8 +87,8 @@ def main() -> None:
     average: Any = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    spent, step = restore(args.work, model, average, optimizer)
+    optimizers = build_optimizers(model)
+    spent, step = restore(args.work, model, average, optimizers)
     start, saved = time.monotonic() - spent, time.monotonic()
     losses: list[float] = []
     for block in model.transformer.transformer_blocks:
@@ -96,9 +96,9 @@ def main() -> None:
     # Plain matrix products: the fused attention kernels are slow at 33 tokens on a CPU.
     with sdpa_kernel(SDPBackend.MATH), (args.work / "flow.jsonl").open("a") as log:
         while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
-            rate = LEARNING_RATE * min(1, (step + 1) / 200) * min(1, 3 * (1 - progress))
-            optimizer.param_groups[0]["lr"] = rate
-            losses.append(train_step(model, optimizer, cache, empty))
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1, (step + 1) / 100) * (1 - progress)
+            losses.append(train_step(model, optimizers, cache, empty))
             average.update_parameters(model)
             step += 1
             if step % 100 == 0:
@@ -114,13 +114,25 @@ def main() -> None:
                 log.flush()
             if time.monotonic() - saved > 300:
                 saved = time.monotonic()
-                keep(args.work, model, average, optimizer, saved - start, step)
-    keep(args.work, model, average, optimizer, time.monotonic() - start, step)
+                keep(args.work, model, average, optimizers, saved - start, step)
+    keep(args.work, model, average, optimizers, time.monotonic() - start, step)
     assemble(average.module, tokenizer, args.work)
 
 
+def build_optimizers(model: Model) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the networks, AdamW for embeddings, vectors and the output projection."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inner = parameter.ndim == 2 and "embedding" not in name and "proj_out" not in name
+        (matrices if inner else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
 def train_step(
-    model: Model, optimizer: torch.optim.Optimizer, cache: dict[str, Tensor], empty: Tensor
+    model: Model, optimizers: list[torch.optim.Optimizer], cache: dict[str, Tensor], empty: Tensor
 ) -> float:
     """One flow-matching step on a random batch; returns the loss."""
     index = torch.randint(len(cache["latents"]), (BATCH,))
@@ -131,10 +143,11 @@ def train_step(
     with torch.autocast("cpu", torch.bfloat16):
         velocity = model((1 - level) * clean + level * noise, sigma, ids)
     loss = (velocity.float() - (noise - clean)).square().mean()
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return loss.item()
 
 
@@ -149,24 +162,26 @@ def load_parts(model: Model, folder: Path) -> None:
         getattr(model, part).load_state_dict(load_file(folder / part / file))
 
 
-def keep(work: Path, model: Any, average: Any, optimizer: Any, seconds: float, step: int) -> None:
+def keep(work: Path, model: Any, average: Any, optimizers: list[Any], seconds: float, step: int) -> None:
     """Save everything that the next run needs to go on."""
     state = {
         "model": model.state_dict(),
         "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     torch.save(state | {"seconds": seconds, "step": step}, work / "state.tmp")
     (work / "state.tmp").rename(work / "state.pt")
 
 
-def restore(work: Path, model: Any, average: Any, optimizer: Any) -> tuple[float, int]:
+def restore(work: Path, model: Any, average: Any, optimizers: list[Any]) -> tuple[float, int]:
     """Load the saved state, if any; returns the seconds spent and the steps done."""
     if not (work / "state.pt").exists():
         return 0.0, 0
     state = torch.load(work / "state.pt", weights_only=True)
-    for name, target in (("model", model), ("average", average), ("optimizer", optimizer)):
-        target.load_state_dict(state[name])
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return state["seconds"], state["step"]
 
 
