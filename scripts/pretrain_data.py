@@ -36,9 +36,9 @@ def draw_prompt(rng: np.random.Generator) -> Prompt:
     return pool[rng.integers(len(pool))]
 
 
-def training_batch(rng: np.random.Generator, count: int) -> tuple[Tensor, list[str]]:
+def training_batch(rng: np.random.Generator, count: int, *, tidy: bool = False) -> tuple[Tensor, list[str]]:
     """Pictures [count, 3, 64, 64] in [-1, 1] and their captions."""
     chosen = [draw_prompt(rng) for _ in range(count)]
-    pixels = np.stack([render(prompt.columns, rng) for prompt in chosen])
+    pixels = np.stack([render(prompt.columns, rng, tidy=tidy) for prompt in chosen])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images, [prompt.text for prompt in chosen]

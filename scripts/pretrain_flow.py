@@ -43,7 +43,7 @@ def cache_latents(work: Path, count: int, tokenizer: Any, seed: int) -> dict[str
     rng = np.random.default_rng(seed)
     latents, ids = [], []
     while sum(map(len, latents)) < count:
-        images, captions = training_batch(rng, 250)
+        images, captions = training_batch(rng, 250, tidy=True)
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(images).latent_dist.mean
         latents.append(
@@ -61,8 +61,8 @@ def tokenize(tokenizer: Any, captions: list[str]) -> Tensor:
 
 
 def draw_sigma(count: int) -> Tensor:
-    """Logit-normal around the middle-to-high noise levels, where layout is decided."""
-    return torch.sigmoid(0.6 + 1.2 * torch.randn(count))
+    """Logit-normal around the high noise levels, where pictures are decided: below 0.5 the model is soon right."""
+    return torch.sigmoid(1.1 + torch.randn(count))
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ __all__ = ["Placed", "draw", "render", "render_sign", "scene"]
 _SUPERSAMPLE = 4
 _GAP = 2.5  # pixels between outlines: more than a pixel's diagonal after antialiasing
 _RADII = {1: (9.0, 22.0), 2: (8.0, 14.0), 3: (7.5, 11.0), 4: (7.0, 9.5)}
+_GRID = 8  # pixels: a cell of a factor-8 autoencoder
+_GRID_RADII = {1: (12.0, 16.0, 20.0), 2: (10.0, 13.0), 3: (9.0,), 4: (8.0,)}
 _RELATION_MARGIN = 0.1  # GenEval's: offsets shrink by this share of both sizes before the direction is read
 
 
@@ -32,18 +34,23 @@ class Placed:
     radius: float
 
 
-def render(metadata: Mapping[str, Any], rng: np.random.Generator, *, size: int = IMAGE_SIZE) -> np.ndarray:
-    """A picture [size, size, 3] uint8 for which the prompt behind ``metadata`` is true."""
+def render(
+    metadata: Mapping[str, Any], rng: np.random.Generator, *, size: int = IMAGE_SIZE, tidy: bool = False
+) -> np.ndarray:
+    """A picture [size, size, 3] uint8 for which the prompt behind ``metadata`` is true; see :func:`scene`."""
     if metadata["tag"] == TEXT_TASK:
-        return render_sign(metadata["text"], rng, size=size)
+        return render_sign(metadata["text"], rng, size=size, tidy=tidy)
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-    return draw(scene(metadata, rng, size=size), background=background, size=size)
+    return draw(scene(metadata, rng, size=size, tidy=tidy), background=background, size=size)
 
 
-def scene(metadata: Mapping[str, Any], rng: np.random.Generator, *, size: int = IMAGE_SIZE) -> list[Placed]:
+def scene(
+    metadata: Mapping[str, Any], rng: np.random.Generator, *, size: int = IMAGE_SIZE, tidy: bool = False
+) -> list[Placed]:
     """Objects of a scene in which every clause of ``metadata`` holds, with free attributes drawn at random.
 
-    Free colours never make a held-out (colour, shape) pair, so that such pairs stay unseen in pretraining.
+    Free colours never make a held-out (colour, shape) pair, so that such pairs stay unseen in pretraining. ``tidy``
+    puts centres on a grid of latent cells and takes radii from a short list: far fewer pictures to learn to draw.
     """
     wanted: list[tuple[str, str]] = []
     for clause in metadata["include"]:
@@ -52,9 +59,12 @@ def scene(metadata: Mapping[str, Any], rng: np.random.Generator, *, size: int = 
     relation = next((clause["position"][0] for clause in metadata["include"] if "position" in clause), None)
     low, high = (bound * size / IMAGE_SIZE for bound in _RADII[len(wanted)])
     while True:
-        radii = rng.uniform(low, high, len(wanted))
+        if tidy:
+            radii = rng.choice(_GRID_RADII[len(wanted)], len(wanted)) * size / IMAGE_SIZE
+        else:
+            radii = rng.uniform(low, high, len(wanted))
         reach = radii * [_reach(shape) for shape, _ in wanted]
-        places = _place(radii, reach, relation, rng, size=size)
+        places = _place(radii, reach, relation, rng, size=size, grid=_GRID if tidy else None)
         if places is not None:
             return [
                 Placed(shape=s, color=c, x=x, y=y, radius=r)
@@ -75,11 +85,12 @@ def _place(
     rng: np.random.Generator,
     *,
     size: int,
+    grid: int | None,
     tries: int = 60,
 ) -> list[tuple[float, float]] | None:
     for _ in range(tries):
         ranges = [(r + 2, size - r - 2) for r in radii]
-        centers = [(float(rng.uniform(*span)), float(rng.uniform(*span))) for span in ranges]
+        centers = [(_coordinate(span, rng, grid), _coordinate(span, rng, grid)) for span in ranges]
         pairs = [(i, j) for i in range(len(radii)) for j in range(i)]
         apart = all(
             # Corners reach beyond the radius: the boxes or the circles around the corners keep the gap.
@@ -90,6 +101,12 @@ def _place(
         if apart and (relation is None or _holds(relation, centers, radii)):
             return centers
     return None
+
+
+def _coordinate(span: tuple[float, float], rng: np.random.Generator, grid: int | None) -> float:
+    if grid is None:
+        return float(rng.uniform(*span))
+    return float(grid * rng.integers(np.ceil(span[0] / grid), np.floor(span[1] / grid) + 1))
 
 
 def _reach(shape: str) -> float:
@@ -129,15 +146,17 @@ def draw(objects: Sequence[Placed], *, background: str, size: int = IMAGE_SIZE) 
 _CELL, _CAP = 11.5, 12.0  # pixels of a 64 px sign: letter pitch and capital height
 
 
-def render_sign(text: str, rng: np.random.Generator, *, size: int = IMAGE_SIZE) -> np.ndarray:
-    """A sign that says ``text``: dark letters on light or light on dark, monospaced, centred with jitter."""
+def render_sign(
+    text: str, rng: np.random.Generator, *, size: int = IMAGE_SIZE, tidy: bool = False
+) -> np.ndarray:
+    """A sign that says ``text``: dark letters on light or light on dark, monospaced, centred, jittered unless tidy."""
     dark, light = (0, 0, 0), (255, 255, 255)
     ink, ground = (dark, light) if rng.random() < 0.5 else (light, dark)
     k = _SUPERSAMPLE * size / IMAGE_SIZE
     side = _SUPERSAMPLE * size
     image = Image.new("RGB", (side, side), ground)
     canvas = ImageDraw.Draw(image)
-    dx, dy = rng.uniform(-1.5, 1.5, 2)
+    dx, dy = (0.0, 0.0) if tidy else rng.uniform(-1.5, 1.5, 2)
     left = IMAGE_SIZE / 2 - _CELL * (len(text) - 1) / 2 + dx
     for i, letter in enumerate(text):
         center = ((left + i * _CELL) * k, (IMAGE_SIZE / 2 + _CAP / 2 + dy) * k)

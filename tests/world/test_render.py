@@ -15,24 +15,25 @@ METADATA = {task: [metadata for _, metadata in all_prompts(task)] for task in (*
 WORLD = [row for task in TASKS for row in METADATA[task]]
 
 
+@pytest.mark.parametrize("tidy", [False, True])
 @pytest.mark.parametrize("task", TASKS)
-def test_rendered_truth_satisfies_its_metadata(task):
+def test_rendered_truth_satisfies_its_metadata(task, tidy):
     rng = np.random.default_rng(0)
     rows = METADATA[task]
     for i in range(50):
         metadata = rows[i % len(rows)] if task != "color_attr" else rows[rng.integers(len(rows))]
-        verdict = judge_image(render(metadata, rng), metadata)
+        verdict = judge_image(render(metadata, rng, tidy=tidy), metadata)
         assert verdict.strict and verdict.correct and verdict.score == 1, (metadata["prompt"], verdict.reason)
 
 
 @settings(max_examples=60, deadline=None)
-@given(row=st.sampled_from(WORLD), seed=st.integers(0, 2**32 - 1))
-def test_objects_neither_touch_nor_leave_the_picture(row, seed):
+@given(row=st.sampled_from(WORLD), seed=st.integers(0, 2**32 - 1), tidy=st.booleans())
+def test_objects_neither_touch_nor_leave_the_picture(row, seed, tidy):
     """As many regions of object colour as objects asked for, corners included; the outermost pixels are background.
 
     A pixel is an object's when more than half of it is covered; the gap keeps two such pixels apart.
     """
-    objects = scene(row, np.random.default_rng(seed))
+    objects = scene(row, np.random.default_rng(seed), tidy=tidy)
     image = draw(objects, background="black").astype(float)
     to_ground = np.linalg.norm(image, axis=-1)
     to_object = np.min([np.linalg.norm(image - COLORS[item.color], axis=-1) for item in objects], axis=0)
@@ -52,6 +53,19 @@ def test_a_relation_holds_alone(row):
             moved = row["include"][1] | {"position": [relation, 0]}
             other = row | {"include": [row["include"][0], moved]}
             assert judge_image(image, other).correct == (relation == row["include"][1]["position"][0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(row=st.sampled_from(WORLD), seed=st.integers(0, 2**32 - 1))
+def test_tidy_objects_stand_on_latent_cells(row, seed):
+    objects = scene(row, np.random.default_rng(seed), tidy=True)
+    assert all(o.x % 8 == 0 and o.y % 8 == 0 for o in objects)
+    assert {o.radius for o in objects} <= {8.0, 9.0, 10.0, 12.0, 13.0, 16.0, 20.0}
+
+
+def test_tidy_signs_of_one_word_come_in_two_inks():
+    row = METADATA[TEXT_TASK][0]
+    assert len({render(row, np.random.default_rng(i), tidy=True).tobytes() for i in range(20)}) == 2
 
 
 @settings(max_examples=60, deadline=None)
