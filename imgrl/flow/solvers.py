@@ -77,7 +77,7 @@ def sample_ode(
         raise ValueError(f"Unknown solver {solver!r}; choose 'euler' or 'dpm2'.")
     if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas[:-1] > sigmas[1:]).all()):
         raise ValueError("Expected at least two strictly falling noise levels; use sigma_schedule(steps).")
-    levels: list[float] = sigmas.tolist()  # pyright: ignore[reportUnknownMemberType]
+    levels = [float(level) for level in sigmas.cpu()]
     previous_clean: Tensor | None = None
     for i, (sigma, sigma_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
         v = velocity_fn(x, sigmas[i])

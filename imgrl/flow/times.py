@@ -7,7 +7,7 @@ Flow-Factory's time samplers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -104,7 +104,7 @@ def stratified_sigmas(
     count = len(draws)
     part = (torch.arange(count, dtype=draws.dtype) + draws) / count
     if kind == "logit_normal":
-        normal: Tensor = torch.special.ndtri(part)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        normal = cast(Tensor, torch.special.ndtri(part))  # pyright: ignore[reportUnknownMemberType]
         part = shift_sigma(torch.sigmoid(normal), shift=shift).clamp(0.01, 1 - 1e-6)
         return 1 - (low + part * (high - low))
     return 1 - shift_sigma(low + part * (high - low), shift=shift)
