@@ -56,6 +56,11 @@ class VelocityAnchor:
         """Whether the term exists; if not, no forward pass of the frozen model is needed."""
         return self.weight > 0
 
+    @property
+    def needs_unit_rewards(self) -> bool:
+        """Whether the strength follows raw rewards, which must then lie in [0, 1]."""
+        return self.active and self.adaptive in ("raw", "batch_mean_raw")
+
     def weights(
         self, q: Float[Tensor, " n"], raw: Float[Tensor, " n"], *, gather: Gather = identity
     ) -> Float[Tensor, " n"]:

@@ -66,6 +66,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def estimate(recipe: Recipe, folder: Path, *, processes: int = 1) -> Estimate:
     """Estimate the memory of training ``recipe`` on the model in ``folder``."""
     from imgrl.policies import inspect_folder
+    from imgrl.training.geometry import kept_copies
 
     kind = inspect_folder(folder)
     model, width = recipe.model, _BYTES[recipe.model.dtype]
@@ -76,7 +77,7 @@ def estimate(recipe: Recipe, folder: Path, *, processes: int = 1) -> Estimate:
     )
     full = model.train == "full"
     trainable = size if full else _adapters(network, recipe, kind.default_targets)
-    copies = 1 + len(_copies(recipe))
+    copies = 1 + len(kept_copies(recipe))
     return Estimate(
         transformer=0 if full else size * width,
         vae=sum(prod(shape) for shape in tensor_shapes(folder / "vae").values()) * 4,
@@ -84,12 +85,6 @@ def estimate(recipe: Recipe, folder: Path, *, processes: int = 1) -> Estimate:
         trained=trainable * 4 * (copies + 1 + 2 + (1 if full else 0)),
         activations=_activations(recipe, folder, processes) * width,
     )
-
-
-def _copies(recipe: Recipe) -> list[str]:
-    names = ["old"] if recipe.objective.uses_old else []
-    names += ["sampling"] if recipe.objective.sampling is not None else []
-    return names + (["ema"] if recipe.evaluation.ema is not None else [])
 
 
 def _adapters(network: dict[str, tuple[int, ...]], recipe: Recipe, default: tuple[str, ...]) -> int:

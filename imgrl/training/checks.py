@@ -182,7 +182,7 @@ def _check_rewards(
         except RewardError as error:
             raise RewardError(f"evaluation.prompts do not suit the rewards: {error}") from error
     low, high = rewards.check(prompts, height=height, width=width)
-    if _leashed(recipe) and (low < -1e-6 or high > 1 + 1e-6):
+    if recipe.objective.anchor.needs_unit_rewards and (low < -1e-6 or high > 1 + 1e-6):
         raise ConfigError(
             f"{_leash(recipe)}, but on two flat images the weighted rewards reach {low if low < 0 else high:.4g}: "
             "rescale them, or choose adaptive: advantage or none."
@@ -192,17 +192,11 @@ def _check_rewards(
 def _check_weights(rewards: RewardSet, recipe: Recipe) -> None:
     """Weights that add up to more than 1 can lead out of [0, 1] even where each reward stays inside."""
     total = math.fsum(spec.weight for spec in rewards.specs.values())
-    if _leashed(recipe) and total > 1 + 1e-9:
+    if recipe.objective.anchor.needs_unit_rewards and total > 1 + 1e-9:
         raise ConfigError(
             f"{_leash(recipe)}, but the weights add up to {total:g}: lower them to a sum of 1, or choose "
             "adaptive: advantage or none."
         )
-
-
-def _leashed(recipe: Recipe) -> bool:
-    """Whether the anchor's strength is driven by the raw reward."""
-    anchor = recipe.objective.anchor
-    return anchor.active and anchor.adaptive in ("raw", "batch_mean_raw")
 
 
 def _leash(recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from imgrl.errors import ConfigError
 from imgrl.recipe import Recipe, RewardSpec
 
-__all__ = ["check_batch"]
+__all__ = ["check_batch", "kept_copies"]
 
 
 def check_batch(recipe: Recipe, *, processes: int = 1) -> None:
@@ -21,6 +21,17 @@ def check_batch(recipe: Recipe, *, processes: int = 1) -> None:
     _check_groups(recipe, processes)
     _check_rollout(recipe, processes)
     _check_settings(recipe)
+
+
+def kept_copies(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the lagging copies of the weights that a run keeps beside the trained ones."""
+    objective = recipe.objective
+    copies = ["old"] if objective.uses_old or objective.sampling is None else []
+    if objective.sampling is not None:
+        copies.append("sampling")
+    if recipe.evaluation.ema is not None:
+        copies.append("ema")
+    return tuple(copies)
 
 
 def _check_groups(recipe: Recipe, processes: int) -> None:
@@ -64,9 +75,7 @@ def _check_settings(recipe: Recipe) -> None:
         raise ConfigError(
             "evaluation.weights is 'ema', so evaluation.ema must give the average's decay, such as 0.9"
         )
-    kept = {"current", "ema", *(["sampling"] if recipe.objective.sampling is not None else [])}
-    if recipe.objective.uses_old or recipe.objective.sampling is None:
-        kept.add("old")
+    kept = ("current", *kept_copies(recipe))
     if recipe.evaluation.weights not in kept:
         raise ConfigError(
             f"evaluation.weights is {recipe.evaluation.weights!r}, but this objective keeps no such copy; "

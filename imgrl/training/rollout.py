@@ -134,7 +134,7 @@ def _check_scores(recipe: Recipe, total: Tensor, mask: Tensor) -> None:
             "No image of the round has a score: rewards with a weight failed or do not apply; check the prompts."
         )
     anchor, good = recipe.objective.anchor, total[mask]
-    if anchor.active and anchor.adaptive in ("raw", "batch_mean_raw"):
+    if anchor.needs_unit_rewards:
         low, high = float(good.min()), float(good.max())
         if low < -1e-6 or high > 1 + 1e-6:
             raise RewardError(

@@ -17,6 +17,7 @@ from imgrl.resources import model_path
 from imgrl.rewards import RewardSet
 from imgrl.training.checks import check_model, check_recipe, check_resume
 from imgrl.training.distributed import World
+from imgrl.training.geometry import kept_copies
 from imgrl.training.run_folder import holds_results, open_folder, write_json
 from imgrl.training.tracking import environment
 from imgrl.training.update import Updater
@@ -60,7 +61,7 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
     if world.main:
         (folder / "config.yaml").write_text(dump(recipe))
         write_json(folder / "environment.json", environment(world))
-    copies = _copies(recipe)
+    copies = kept_copies(recipe)
     policy = _policy(recipe, world, copies)
     check_model(recipe, policy)
     messages = _encode_ahead(policy, [*checked.prompts, *checked.heldout], world, folder)
@@ -101,17 +102,6 @@ def _check_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
             f"{folder} already holds a run; continue it with `imgrl train --resume {folder}`, "
             "or choose another run.dir"
         )
-
-
-def _copies(recipe: Recipe) -> tuple[str, ...]:
-    """Names of the lagging copies that this recipe uses."""
-    objective = recipe.objective
-    copies = ["old"] if objective.uses_old or objective.sampling is None else []
-    if objective.sampling is not None:
-        copies.append("sampling")
-    if recipe.evaluation.ema is not None:
-        copies.append("ema")
-    return tuple(copies)
 
 
 def _policy(recipe: Recipe, world: World, copies: tuple[str, ...]) -> Policy:
