@@ -14,13 +14,13 @@ from imgrl.world.prompts import ALL_TASKS, prompts
 from imgrl.world.render import render
 
 TASK_SHARES = {
-    "single_object": 0.06,
+    "single_object": 0.12,
     "two_object": 0.14,
     "counting": 0.16,
-    "colors": 0.12,
-    "position": 0.16,
-    "color_attr": 0.16,
-    "text": 0.20,
+    "colors": 0.14,
+    "position": 0.15,
+    "color_attr": 0.15,
+    "text": 0.14,
 }
 
 

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import imgrl  # noqa: F401
 
-BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 128, 1e-3, 0.1, 0.999
+BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 128, 1.5e-3, 0.1, 0.999
 
 
 @torch.no_grad()
