@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, Literal, get_args
 
+import numpy as np
 from torch import Tensor
 
 from imgrl.rewards.pixels import to_uint8
 
 __all__ = ["Shapes"]
 
-Kind = Literal["score", "strict", "correct"]
+Kind = Literal["score", "strict", "correct", "graded"]
 
 
 class Shapes:
@@ -21,7 +23,9 @@ class Shapes:
 
     Args:
         reward: ``score`` gives partial credit, ``strict`` wants every count exact, ``correct`` is the
-            official verdict, which forgives extra objects.
+            official verdict, which forgives extra objects; ``graded`` the mean of the partial credit from
+            three detectors, the last of them the official one, so that a shape which is nearly clean earns
+            more than a blob.
     """
 
     def __init__(self, *, reward: Kind = "score") -> None:
@@ -39,8 +43,6 @@ class Shapes:
         exclude: Sequence[Any] | None = None,
     ) -> list[float | None]:
         """Score images [n, 3, H, W] against the metadata of their prompts."""
-        from imgrl.world.score import judge_image
-
         scores: list[float | None] = []
         for index, pixels in enumerate(to_uint8(images)):
             if not include[index]:
@@ -49,5 +51,12 @@ class Shapes:
             metadata = {"tag": tag[index], "include": include[index], "prompt": prompts[index]}
             if exclude is not None and exclude[index]:
                 metadata["exclude"] = exclude[index]
-            scores.append(float(getattr(judge_image(pixels, metadata), self.kind)))
+            scores.append(self._score(pixels, metadata))
         return scores
+
+    def _score(self, pixels: np.ndarray, metadata: dict[str, Any]) -> float:
+        from imgrl.world.score import GRADES, judge_image
+
+        if self.kind == "graded":
+            return fmean(judge_image(pixels, metadata, rules=rules).score for rules in GRADES)
+        return float(getattr(judge_image(pixels, metadata), self.kind))

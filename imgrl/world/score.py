@@ -11,12 +11,18 @@ from imgrl.evaluation.geneval import judge as geneval
 from imgrl.evaluation.geneval.judge import Box, Verdict
 from imgrl.world.detector import Rules, detect
 
-__all__ = ["judge_image"]
+__all__ = ["GRADES", "judge_image"]
 
 # The detector accepts or refuses, so GenEval's confidence thresholds do not apply; the partial score is a
 # reward.
 _GENEVAL_RULES = geneval.Rules(threshold=0.0, counting_threshold=0.0, clip=True)
 _DETECTOR_RULES = Rules()
+GRADES = (
+    Rules(shape_iou=0.5, aspect=1.8, sharp=0.2),
+    Rules(shape_iou=0.62, aspect=1.5, sharp=0.33),
+    _DETECTOR_RULES,
+)
+"""Detectors from lenient to official, for a training reward that rises before a shape is clean."""
 
 
 def judge_image(image: np.ndarray, metadata: Mapping[str, Any], *, rules: Rules = _DETECTOR_RULES) -> Verdict:

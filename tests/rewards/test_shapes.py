@@ -43,3 +43,16 @@ def test_scores_by_hand(kind):
     expected = [1.0, 0.5, 0.5, 1.0] if kind == "score" else [1.0, 0.0, 0.0, 1.0]
     assert values[:4] == expected
     assert np.isnan(values[4])  # a sign prompt has no clauses to judge
+
+
+@pytest.mark.parametrize(("aspect", "expected"), [(1.0, 1.0), (1.42, 2 / 3), (1.65, 1 / 3), (2.2, 0.0)])
+def test_graded_credit_falls_with_each_detector_that_refuses(aspect, expected):
+    # A stretched disc is a circle in everything but its aspect, for which the detectors allow 1.8, 1.5 and 1.35.
+    canvas = Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(canvas).ellipse([128 - 40 * aspect, 88, 128 + 40 * aspect, 168], fill=RED)
+    pixels = np.array(canvas.resize((64, 64), Image.Resampling.BOX))
+    image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    rewards = RewardSet.from_specs({"shapes": {"args": {"reward": "graded"}}})
+    rewards.check([Prompt(id=0, text="", columns=ONE_RED)])
+    values = rewards.score(image[None], [Prompt(id=0, text="", columns=ONE_RED)]).values["shapes"]
+    assert values.item() == pytest.approx(expected)
