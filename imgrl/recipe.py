@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from imgrl.anchor.schedule import Constant, Schedule
 from imgrl.objectives.image import CRD, NFT
 from imgrl.policies.lora import LoraSpec
 from imgrl.rewards import RewardSpec
@@ -79,6 +80,8 @@ class Model:
     lora: LoraSpec = LoraSpec()
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of the network's arithmetic; trained weights and losses stay float32."""
+    vae_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the autoencoder's arithmetic when it decodes; its weights stay float32."""
     height: Positive | None = None
     """Image height in pixels; None takes the model's own size."""
     width: Positive | None = None
@@ -157,6 +160,8 @@ class Optimizer:
     """AdamW and gradient clipping."""
 
     lr: PositiveFloat = 3e-4
+    scale: Schedule = Constant(value=1.0)
+    """Factor of the learning rate by optimiser step, such as ``{first: 1, last: 0.1, steps: 150}``."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 1e-4
     eps: PositiveFloat = 1e-8

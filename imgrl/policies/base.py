@@ -41,6 +41,8 @@ class Policy(Geometry):
     default_length: ClassVar[int]
 
     weights: NamedWeights
+    vae_dtype: torch.dtype = torch.float32
+    """Arithmetic of :meth:`decode`."""
 
     def __init__(
         self,
@@ -210,15 +212,16 @@ class Policy(Geometry):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, batch: int | None = None) -> Tensor:
-        """Images float32 [n, 3, H, W] in [0, 1] of clean latents, by the float32 VAE, ``batch`` at a time."""
+        """Images float32 [n, 3, H, W] in [0, 1] of clean latents, ``batch`` at a time."""
         scale, offset = self._vae_scale
         images = []
-        with torch.autocast(self.device.type, enabled=False):
+        low = self.vae_dtype != torch.float32
+        with torch.autocast(self.device.type, self.vae_dtype if low else None, enabled=low):
             for rows in _slices(latents.shape[0], batch):
                 pixels = self.vae.decode(
                     latents[rows].to(self.device).float() / scale + offset, return_dict=False
                 )[0]
-                images.append((pixels * 0.5 + 0.5).clamp(0, 1))
+                images.append((pixels.float() * 0.5 + 0.5).clamp(0, 1))
         return torch.cat(images)
 
     @torch.no_grad()

@@ -33,6 +33,7 @@ def load_policy(
     lora: LoraSpec | None = None,
     names: Sequence[str] = (),
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    vae_dtype: Literal["fp32", "bf16"] = "fp32",
     device: str | torch.device = "cpu",
     max_sequence_length: int | None = None,
     gradient_checkpointing: bool = False,
@@ -48,7 +49,8 @@ def load_policy(
         train: "lora" trains adapters over frozen weights, "full" the whole transformer, "none" nothing.
         lora: size and place of the adapters; None is the published setting.
         names: copies to create beside "current", such as "old"; ``weights.add`` makes more later.
-        dtype: precision of the transformer's forward and of the encoders; what trains and the VAE: float32.
+        dtype: precision of the transformer's forward and of the encoders; what trains and the VAE's weights: float32.
+        vae_dtype: precision of the VAE's arithmetic when it decodes.
         device: where everything runs.
         max_sequence_length: T5 tokens, or SD3's zero tokens when it has no T5; None is the stock number.
         gradient_checkpointing: trade a second forward for memory.
@@ -68,6 +70,8 @@ def load_policy(
         raise ConfigError(f"train must be 'lora', 'full' or 'none', got '{train}'.")
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype must be 'fp32', 'bf16' or 'fp16', got '{dtype}'.")
+    if vae_dtype not in ("fp32", "bf16"):
+        raise ConfigError(f"vae_dtype must be 'fp32' or 'bf16', got '{vae_dtype}'.")
     folder = _find(path_or_name)
     kind = inspect_folder(folder)
     forward, place = _DTYPES[dtype], torch.device(device)
@@ -88,6 +92,7 @@ def load_policy(
         max_sequence_length=max_sequence_length,
         embedding_folder=None if embedding_folder is None else Path(embedding_folder),
     )
+    policy.vae_dtype = _DTYPES[vae_dtype]
     if distilled_guidance is not None:
         _set_distilled_guidance(policy, distilled_guidance)
     if fold_zero_tokens and isinstance(policy, SD3Policy):

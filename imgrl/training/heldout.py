@@ -52,6 +52,7 @@ class HeldOut:
             "seed": settings.seed,
             "model": recipe.model.path,
             "dtype": recipe.model.dtype,
+            "vae_dtype": recipe.model.vae_dtype,
             "max_sequence_length": recipe.model.max_sequence_length,
         }
 

@@ -91,7 +91,7 @@ class Trainer:
             phases=self.phases,
         )
         advantages, mine = advantages_of(rollout, recipe=recipe, world=world)
-        result = parts.updater.run(rollout, advantages, mine, round=self.round)
+        result = parts.updater.run(rollout, advantages, mine, round=self.round, step=self.step)
         self.step += result.steps
         with self.phases("blend"):
             decays = self._blend(parts, result)

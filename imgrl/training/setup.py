@@ -115,6 +115,7 @@ def _policy(recipe: Recipe, world: World, copies: tuple[str, ...]) -> Policy:
         lora=model.lora,
         names=names,
         dtype=model.dtype,
+        vae_dtype=model.vae_dtype,
         device=world.device,
         max_sequence_length=model.max_sequence_length,
         gradient_checkpointing=model.gradient_checkpointing,

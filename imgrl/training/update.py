@@ -80,8 +80,13 @@ class Updater:
         # fp16 gradients of small losses vanish without scaling; bf16 and fp32 need none.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.model.dtype == "fp16")
 
-    def run(self, rollout: Rollout, advantages: Advantages, mine: Tensor, *, round: int) -> UpdateResult:
-        """Train on a rollout; ``advantages`` are of the whole round, ``mine`` are this process's rows in it."""
+    def run(
+        self, rollout: Rollout, advantages: Advantages, mine: Tensor, *, round: int, step: int
+    ) -> UpdateResult:
+        """Train on a rollout; ``advantages`` are of the whole round, ``mine`` are this process's rows in it.
+
+        ``step`` counts the optimiser steps of earlier rounds.
+        """
         batch, kept = self.recipe.batch, defaultdict(list)
         advantage, raw = advantages.advantage[mine], self._raw(rollout)
         keep = advantages.valid[mine] & ~_in(rollout.samples.group, advantages.zero_variance_groups)
@@ -102,7 +107,7 @@ class Updater:
                 elif everywhere:
                     self._attend(rollout, start)
             with self.phases("update"):
-                norm = self._step()
+                norm = self._step(step + taken)
             if norm is not None:
                 norms.append(norm)
                 taken += 1
@@ -190,14 +195,17 @@ class Updater:
         total, count = self.world.add_numbers([float(raw[mask].double().sum()), float(mask.sum())])
         return torch.full_like(raw, total / count)
 
-    def _step(self) -> float | None:
-        """Add gradients over processes, clip, step; returns the gradient norm before clipping.
+    def _step(self, number: int) -> float | None:
+        """Take step ``number`` of the run: add gradients over processes, clip; returns the norm before clipping.
 
         None if a half-precision gradient overflowed: the scaler then leaves the weights as they are.
         """
         self.world.add_gradients(self.parameters)  # first, so that an overflow anywhere is seen everywhere
         self.scaler.unscale_(self.optimizer)
-        limit = self.recipe.optimizer.clip
+        settings = self.recipe.optimizer
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * settings.scale(number)
+        limit = settings.clip
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)

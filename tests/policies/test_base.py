@@ -30,6 +30,17 @@ def test_an_image_does_not_depend_on_its_batch(load: Any, family: str) -> None:
     torch.testing.assert_close(policy.decode(whole), policy.decode(whole, batch=2), rtol=0, atol=1e-5)
 
 
+def test_decoding_in_bfloat16_is_close_and_comes_back_as_float32(load: Any, family: str) -> None:
+    policy = load(family, train="none")
+    latents = policy.initial_noise(range(3), 64, 64)
+    exact = policy.decode(latents)
+    policy.vae_dtype = torch.bfloat16
+    near = policy.decode(latents)
+    assert near.dtype == torch.float32 and not torch.equal(near, exact)
+    torch.testing.assert_close(near, exact, rtol=0, atol=0.05)
+    assert next(policy.vae.parameters()).dtype == torch.float32
+
+
 def test_velocity_is_float32_and_takes_one_sigma_or_many(load: Any, example: Any, family: str) -> None:
     policy = load(family)
     x, sigma, cond = example(policy)

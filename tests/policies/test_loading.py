@@ -110,6 +110,8 @@ def test_wrong_options_are_refused(folders: dict[str, Path]) -> None:
         load_policy(folders["sd3"], train="some")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="dtype must be"):
         load_policy(folders["sd3"], dtype="int8")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="vae_dtype must be"):
+        load_policy(folders["sd3"], vae_dtype="fp16")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="distilled_guidance only fits"):
         load_policy(folders["sd3"], distilled_guidance=3.0)
 

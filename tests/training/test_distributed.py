@@ -139,8 +139,8 @@ def gradient_of(policy, world, objective, masked):
     share = take(rollout, local_rows(recipe, world))
     advantages, mine = advantages_of(share, recipe=recipe, world=world)
     updater = Updater(policy, recipe, world)
-    updater._step = lambda: 0.0  # keep the gradient
-    result = updater.run(share, advantages, mine, round=0)
+    updater._step = lambda number: 0.0  # keep the gradient
+    result = updater.run(share, advantages, mine, round=0, step=0)
     world.add_gradients(updater.parameters)
     gradient = torch.cat([p.grad.flatten() for p in updater.parameters])
     return {"gradient": gradient, "metrics": result.metrics, "steps": result.steps}

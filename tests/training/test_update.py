@@ -7,7 +7,7 @@ import torch
 from small_runs import CHEAP, GROUPS, SIZE, Batch, make_rollout, scramble, small_recipe, take
 from torch import Tensor
 
-from imgrl.anchor import Constant, VelocityAnchor
+from imgrl.anchor import Constant, Linear, VelocityAnchor
 from imgrl.flow import TimeSampler
 from imgrl.objectives.image import CRD, NFT
 from imgrl.policies import LoraSpec, load_policy
@@ -78,8 +78,8 @@ def update(policy, recipe, world, rollout, *, step=False, round=0):
     )
     updater = Updater(policy, recipe, world)
     if not step:
-        updater._step = lambda: 0.0
-    result = updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=round)
+        updater._step = lambda number: 0.0
+    result = updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=round, step=0)
     return result, [None if p.grad is None else p.grad.clone() for p in updater.parameters]
 
 
@@ -179,7 +179,7 @@ def test_an_overflow_in_half_precision_is_no_step(policy, world):
     hook = updater.parameters[0].register_hook(lambda gradient: gradient + float("inf"))
     before = {k: v.clone() for k, v in policy.weights.state_dict("current").items()}
     advantages = group_advantages(rollout.scores.total, rollout.samples.group, std="group")
-    result = updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=0)
+    result = updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=0, step=0)
     hook.remove()
     assert updater.scaler.get_scale() == 4.0  # it saw the overflow
     assert result.steps == 0 and "train/grad_norm" not in result.metrics
@@ -317,10 +317,25 @@ def test_master_weights_and_moments_stay_float32_under_bf16(sd3, embeddings, wor
     rollout = make_rollout()
     advantages = group_advantages(rollout.scores.total, rollout.samples.group, std="group")
     before = [p.detach().clone() for p in updater.parameters]
-    updater.run(rollout, advantages, torch.arange(12), round=0)
+    updater.run(rollout, advantages, torch.arange(12), round=0, step=0)
     assert {p.dtype for p in updater.parameters} == {torch.float32}
     moments = {v.dtype for state in updater.optimizer.state.values() for v in state.values()}
     assert moments == {torch.float32}
     # a first AdamW step moves by the learning rate, 1e-3: far below bfloat16's spacing next to 0.2
     moved = torch.cat([(p - b).abs().flatten() for p, b in zip(updater.parameters, before, strict=True)])
     assert 5e-4 < moved.median() < 2e-3
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 1e-3), (6, 4e-4), (10, 0.0)])
+def test_the_learning_rate_follows_its_scale(policy, world, step, expected):
+    small = make_recipe()
+    decay = Linear(first=1.0, last=0.0, steps=10)
+    recipe = dataclasses.replace(small, optimizer=dataclasses.replace(small.optimizer, lr=1e-3, scale=decay))
+    rollout = make_rollout()
+    advantages = group_advantages(rollout.scores.total, rollout.samples.group, std="group")
+    updater = Updater(policy, recipe, world)
+    before = [p.detach().clone() for p in updater.parameters]
+    updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=0, step=step)
+    moved = torch.cat([(p - b).abs().flatten() for p, b in zip(updater.parameters, before, strict=True)])
+    # a first AdamW step moves every parameter that has a gradient by the rate, and decays it by rate x 1e-4
+    assert moved.max().item() == pytest.approx(expected, rel=0.02, abs=0)
