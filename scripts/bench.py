@@ -23,9 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import imgrl  # noqa: F401
 from imgrl.anchor.divergence import velocity_gap
+from imgrl.data.prompts import load_prompts
+from imgrl.evaluation.shapes import score_images
 from imgrl.policies import LoraSpec, Policy, load_policy
 from imgrl.resources import asset
-from imgrl.types import Conditioning
+from imgrl.types import Conditioning, Prompt
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -84,8 +86,10 @@ def random_conditioning(policy: Policy, count: int, tokens: int) -> Conditioning
     )
 
 
-def phases(policy: Policy, cond: Conditioning, steps: int) -> dict[str, tuple[Callable[[], Any], float]]:
-    """Each phase as (work, images that one call handles)."""
+def phases(
+    policy: Policy, cond: Conditioning, steps: int, prompts: list[Prompt] | None = None
+) -> dict[str, tuple[Callable[[], Any], float]]:
+    """Each phase as (work, images that one call handles); the judge of the shape world reads its ``prompts``."""
     count = len(cond.tensors["prompt_embeds"])
     negative = Conditioning(tensors={k: v[:1] for k, v in cond.tensors.items()})
     noise = policy.initial_noise(range(count))
@@ -103,19 +107,26 @@ def phases(policy: Policy, cond: Conditioning, steps: int) -> dict[str, tuple[Ca
     def train() -> None:
         velocity_gap(policy.velocity(noise, sigma, cond), noise).sum().backward()
 
+    judged = {}
+    if prompts:
+        images = policy.decode(rollout())
+        judged = {"reward (shapes)": (lambda: score_images(images, prompts), count)}
     return {
         f"rollout ({steps} steps)": (rollout, count),
         "decode": (lambda: policy.decode(noise), count),
+        **judged,
         "old copy, forward": (old, count),
         "guided anchor, forward": (anchor, count),
         "current, forward + backward": (train, count),
     }
 
 
-def measure(policy: Policy, cond: Conditioning, *, steps: int, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    policy: Policy, cond: Conditioning, *, steps: int, repeats: int, prompts: list[Prompt] | None = None
+) -> list[dict[str, Any]]:
     """One row a phase."""
     rows = []
-    for name, (work, images) in phases(policy, cond, steps).items():
+    for name, (work, images) in phases(policy, cond, steps, prompts).items():
         with FlopCounterMode(display=False) as counter:
             work()
         seconds = min(clock(work, policy.device) for _ in range(repeats))
@@ -161,11 +172,14 @@ def main() -> None:
     layers, images = args.layers or (24 if gpu else 2), args.images or (8 if gpu else 1)
     tiny = load_policy(
         asset("tiny-sd3"),
+        lora=LoraSpec(targets="all-linear"),
         dtype=args.dtype,
+        vae_dtype="bf16" if args.dtype == "bf16" else "fp32",
         device=args.device,
         names=("old", "sampling"),
-        max_sequence_length=0,
+        fold_zero_tokens=True,
     )
+    prompts = load_prompts("world:train")[:144]
     large = sd35_medium(layers, args.device, DTYPES[args.dtype])
     result = {
         "device": torch.cuda.get_device_name() if gpu else platform.machine(),
@@ -173,8 +187,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "dtype": args.dtype,
         "matmul_tflops": matmul_tflops(args.device, DTYPES[args.dtype], args.repeats),
-        "tiny-sd3, 192 images a call": measure(
-            tiny, random_conditioning(tiny, 192, 16), steps=6, repeats=args.repeats
+        f"tiny-sd3, {len(prompts)} images a call": measure(
+            tiny, tiny.encode([p.text for p in prompts]), steps=6, repeats=args.repeats, prompts=prompts
         ),
         f"SD3.5-medium at 512 px, {layers} of 24 blocks, {images} a call": measure(
             large, random_conditioning(large, images, 333), steps=10 if gpu else 1, repeats=args.repeats

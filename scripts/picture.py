@@ -1,0 +1,69 @@
+"""One picture of a finished run: same-seed images before and after, and the held-out curve between.
+
+python scripts/picture.py runs/my-run --out assets/crd.png
+python scripts/picture.py runs/my-run --curves assets/benchmarks/crd-nft/curves.json --out assets/crd.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from PIL import Image
+
+SCORE = "heldout/shapes"
+
+
+def main() -> None:
+    """Draw it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--curves", type=Path, help="curves.json of scripts/compare.py, instead of the run's own"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    grids = sorted((args.run / "grids").glob("round-*.png"))
+    if len(grids) < 2:
+        raise SystemExit(
+            f"Expected grids of at least two evaluations in {args.run / 'grids'}, found {len(grids)}."
+        )
+    figure, axes = plt.subplots(1, 3, figsize=(10, 4.2), width_ratios=(1, 1.5, 1), layout="constrained")
+    for axis, file, title in ((axes[0], grids[0], "before"), (axes[2], grids[-1], "after")):
+        axis.imshow(Image.open(file), interpolation="nearest")
+        axis.set_title(title)
+        axis.axis("off")
+    curves = json.loads(args.curves.read_text()) if args.curves else {args.run.name: [own_curve(args.run)]}
+    for index, (label, runs) in enumerate(curves.items()):
+        for number, run in enumerate(runs):
+            x, y = [row["minutes"] for row in run], [row[SCORE] for row in run]
+            axes[1].plot(x, y, color=f"C{index}", label=label if not number else None)
+    axes[1].set_xlabel("minutes of training")
+    axes[1].set_ylabel("held-out score")
+    axes[1].grid(alpha=0.3)
+    if args.curves:
+        axes[1].legend()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=110)
+
+
+def own_curve(run: Path) -> list[dict[str, float]]:
+    """Minutes and held-out score of every evaluation of a run."""
+    minutes, points = 0.0, []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        minutes = row.get("minutes", minutes)
+        if SCORE in row:
+            points.append({"minutes": minutes, SCORE: row[SCORE]})
+    return points
+
+
+if __name__ == "__main__":
+    main()
