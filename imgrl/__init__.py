@@ -11,8 +11,11 @@ __version__ = "0.1.0"
 
 # The public names and their modules. They load on first use, so that `import imgrl` stays light.
 _PUBLIC = {
+    "AWM": "imgrl.objectives.image",
     "CRD": "imgrl.objectives.image",
     "Constant": "imgrl.anchor",
+    "DGPO": "imgrl.objectives.image",
+    "GRPO": "imgrl.objectives.image",
     "ImgrlError": "imgrl.errors",
     "LoraSpec": "imgrl.policies.lora",
     "NFT": "imgrl.objectives.image",
@@ -25,6 +28,7 @@ _PUBLIC = {
     "RewardSpec": "imgrl.rewards",
     "Samples": "imgrl.types",
     "Scores": "imgrl.types",
+    "StochasticSampler": "imgrl.flow",
     "TimeSampler": "imgrl.flow",
     "Trainer": "imgrl.training.image_loop",
     "VelocityAnchor": "imgrl.anchor",
@@ -36,8 +40,11 @@ _PUBLIC = {
 
 __all__ = [
     "__version__",
+    "AWM",
     "CRD",
     "Constant",
+    "DGPO",
+    "GRPO",
     "ImgrlError",
     "LoraSpec",
     "NFT",
@@ -50,6 +57,7 @@ __all__ = [
     "RewardSpec",
     "Samples",
     "Scores",
+    "StochasticSampler",
     "TimeSampler",
     "Trainer",
     "VelocityAnchor",
@@ -66,8 +74,8 @@ if TYPE_CHECKING:
     from imgrl.errors import ImgrlError
     from imgrl.evaluation.protocol import Protocol
     from imgrl.evaluation.shapes import evaluate_shapes
-    from imgrl.flow import TimeSampler
-    from imgrl.objectives.image import CRD, NFT
+    from imgrl.flow import StochasticSampler, TimeSampler
+    from imgrl.objectives.image import AWM, CRD, DGPO, GRPO, NFT
     from imgrl.policies import Policy, load_policy
     from imgrl.policies.lora import LoraSpec
     from imgrl.recipe import Recipe

@@ -17,17 +17,20 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from imgrl.anchor.schedule import Constant, Schedule
-from imgrl.objectives.image import CRD, NFT
+from imgrl.objectives.image import AWM, CRD, DGPO, GRPO, NFT, AnyObjective
 from imgrl.policies.lora import LoraSpec
 from imgrl.rewards import RewardSpec
 
 __all__ = [
+    "AWM",
     "Advantage",
     "Batch",
     "CRD",
     "Checkpoint",
+    "DGPO",
     "Data",
     "Evaluation",
+    "GRPO",
     "LoraSpec",
     "Model",
     "NFT",
@@ -227,7 +230,7 @@ class Recipe:
     rollout: Rollout = Rollout()
     batch: Batch = Batch()
     advantage: Advantage = Advantage()
-    objective: CRD | NFT = CRD()
+    objective: AnyObjective = CRD()
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()

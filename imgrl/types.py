@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Conditioning", "Noised", "Prompt", "Samples", "Scores"]
+__all__ = ["Conditioning", "Noised", "Prompt", "Samples", "Scores", "Transition"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,3 +81,21 @@ class Noised:
     """[n, C, h, w] = (1 - sigma) clean + sigma noise."""
     target: Tensor
     """[n, C, h, w] = noise - clean, the velocity to regress."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transition:
+    """One random step of each sample's rollout: what policy gradients on sampling steps train on."""
+
+    state: Tensor
+    """[n, C, h, w]: before the step."""
+    after: Tensor
+    """[n, C, h, w]: the sample that was drawn."""
+    log_prob: Tensor
+    """[n]: its mean log-density under the weights that drew it."""
+    mean: Tensor | None
+    """[n, C, h, w]: the step's mean under those weights, where the objective needs it."""
+    sigmas: Tensor
+    """[levels]: the rollout's schedule."""
+    index: int
+    """Which of its steps this is."""

@@ -49,13 +49,15 @@ def check(
 
 
 def _batch(recipe: Recipe, processes: int) -> dict[str, Any]:
+    from imgrl.training.geometry import levels
+
     batch = recipe.batch
     images = batch.groups * batch.group_size
     return {
         "images_per_round": images,
         "images_per_process": images // processes,
         "rows_per_forward": batch.micro_groups * batch.group_size // processes,
-        "noise_levels_per_image": recipe.objective.times.count,
+        "noise_levels_per_image": levels(recipe),
         "updates_per_round": batch.updates_per_round,
         "updates_in_all": batch.updates_per_round * recipe.run.rounds,
         "network_evaluations_in_rollout": images * recipe.rollout.steps,

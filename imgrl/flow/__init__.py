@@ -26,5 +26,9 @@ from imgrl.flow.solvers import euler_step as euler_step
 from imgrl.flow.solvers import sample_ode as sample_ode
 from imgrl.flow.stochastic import StochasticStep as StochasticStep
 from imgrl.flow.stochastic import cps_step as cps_step
+from imgrl.flow.stochastic import dance_step as dance_step
 from imgrl.flow.stochastic import sde_step as sde_step
 from imgrl.flow.times import TimeSampler as TimeSampler
+from imgrl.flow.trajectory import Path as Path
+from imgrl.flow.trajectory import StochasticSampler as StochasticSampler
+from imgrl.flow.trajectory import sample_path as sample_path

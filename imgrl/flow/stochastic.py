@@ -23,7 +23,7 @@ from imgrl.flow.conventions import (
     require_same_shape,
 )
 
-__all__ = ["StochasticStep", "cps_step", "sde_step"]
+__all__ = ["Density", "StochasticStep", "cps_step", "dance_step", "sde_step"]
 
 Density = Literal["gaussian", "unnormalised"]
 
@@ -92,6 +92,30 @@ def cps_step(
     kept = (t_next**2 - std**2).clamp(min=0).sqrt()
     mean = (1 - t_next) * predict_clean(x, v, sigma) + kept * predict_noise(x, v, sigma)
     return _finish(mean, std, noise, sample, density)
+
+
+def dance_step(
+    x: Float[Tensor, " n *d"],
+    v: Float[Tensor, " n *d"],
+    *,
+    sigma: Tensor | float,
+    sigma_next: Tensor | float,
+    noise_level: float = 0.3,
+    noise: Float[Tensor, " n *d"] | None = None,
+    sample: Float[Tensor, " n *d"] | None = None,
+    density: Density = "gaussian",
+) -> StochasticStep:
+    """DanceGRPO's step (Xue et al. 2025, arXiv 2505.07818): a diffusion of the same ``noise_level`` everywhere.
+
+    ``mean = x + [v + noise_level^2 / 2 (x - (1 - sigma) clean) / sigma^2] dt``; the bracket's second part is
+    minus half the squared diffusion times the score.
+    """
+    x, v = full_precision(x), full_precision(v)
+    t, t_next = per_sample(sigma, x), per_sample(sigma_next, x)
+    dt = t_next - t
+    pull = (x - (1 - t) * predict_clean(x, v, sigma)) / t**2
+    mean = x + (v + noise_level**2 / 2 * pull) * dt
+    return _finish(mean, noise_level * (-dt).sqrt(), noise, sample, density)
 
 
 def _finish(

@@ -8,7 +8,7 @@ A family (SD3, Flux) supplies the few methods at the end of :class:`Policy`; eve
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -118,9 +118,18 @@ class Policy(Geometry):
 
         Drawn on the CPU, so a seed means the same noise on every device, batch and rank.
         """
+        return self.seeded_noise(seeds, 1, height, width)[0]
+
+    def seeded_noise(
+        self, seeds: Sequence[int], draws: int, height: int | None = None, width: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """``draws`` independent noises like :meth:`initial_noise`, which is the first of them."""
         shape = self.latent_shape(height, width)
-        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-        return torch.stack(rows).to(self.device)
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        return tuple(
+            torch.stack([torch.randn(shape, generator=own) for own in generators]).to(self.device)
+            for _ in range(draws)
+        )
 
     def velocity(
         self,
@@ -188,9 +197,7 @@ class Policy(Geometry):
 
         ``batch`` bounds how many are sampled together; it changes results by rounding only.
         """
-        count = _rows(cond)
-        if len(seeds) != count:
-            raise ValueError(f"sample needs one seed per prompt: got {len(seeds)} seeds for {count} prompts.")
+        count = _one_seed_each(cond, seeds)
         if guidance > 1.0 and negative is None:
             negative = self.encode([""])
         noise = self.initial_noise(seeds, height, width)
@@ -201,12 +208,49 @@ class Policy(Geometry):
                 part, away = select(cond, rows), negative
                 if negative is not None and _rows(negative) > 1:
                     away = select(negative, rows)
-
-                def field(x: Tensor, sigma: Tensor, part: Conditioning = part, away: Any = away) -> Tensor:
-                    return self.velocity(x, sigma, part, weights=weights, guidance=guidance, negative=away)
-
+                field = self._field(part, away, weights, guidance)
                 parts.append(flow.sample_ode(field, noise[rows], sigmas, solver=solver))  # pyright: ignore[reportArgumentType]
         return torch.cat(parts)
+
+    def sample_path(
+        self,
+        cond: Conditioning,
+        seeds: Sequence[int],
+        *,
+        sampler: flow.StochasticSampler,
+        steps: int,
+        start: int,
+        weights: str = "sampling",
+        guidance: float = 1.0,
+        keep_mean: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> flow.Path:
+        """Sample with random steps from step ``start`` on; an image's random numbers come from its seed alone."""
+        _one_seed_each(cond, seeds)
+        count = sampler.count(steps)
+        drawn = self.seeded_noise(seeds, 1 + count, height, width)
+        negative = self.encode([""]) if guidance > 1.0 else None
+        with self.weights.use(weights):
+            return flow.sample_path(
+                self._field(cond, negative, weights, guidance),
+                drawn[0],
+                self.sigmas(steps, height, width),
+                sampler,
+                start=start,
+                noises=drawn[1:],
+                keep_mean=keep_mean,
+            )
+
+    def _field(
+        self, cond: Conditioning, negative: Conditioning | None, weights: str, guidance: float
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The velocity as a function of state and noise level."""
+
+        def field(x: Tensor, sigma: Tensor) -> Tensor:
+            return self.velocity(x, sigma, cond, weights=weights, guidance=guidance, negative=negative)
+
+        return field
 
     # --------------------------------------------------------------- pixels
 
@@ -277,6 +321,13 @@ class Policy(Geometry):
 
 def _rows(cond: Conditioning) -> int:
     return next(iter(cond.tensors.values())).shape[0]
+
+
+def _one_seed_each(cond: Conditioning, seeds: Sequence[int]) -> int:
+    count = _rows(cond)
+    if len(seeds) != count:
+        raise ValueError(f"sample needs one seed per prompt: got {len(seeds)} seeds for {count} prompts.")
+    return count
 
 
 def _slices(count: int, batch: int | None) -> list[slice]:

@@ -76,6 +76,8 @@ def check_model(recipe: Recipe, policy: Policy) -> tuple[int, int]:
     """
     model, steps = recipe.model, recipe.rollout.steps
     policy.latent_shape(model.height, model.width)
+    if recipe.objective.times is None:
+        return model.height or policy.default_size, model.width or policy.default_size
     try:
         recipe.objective.times.draw(policy.sigmas(steps, model.height, model.width), generator(0))
     except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from imgrl.errors import ConfigError
 from imgrl.recipe import Recipe, RewardSpec
 
-__all__ = ["check_batch", "kept_copies"]
+__all__ = ["check_batch", "kept_copies", "levels"]
 
 
 def check_batch(recipe: Recipe, *, processes: int = 1) -> None:
@@ -20,6 +20,7 @@ def check_batch(recipe: Recipe, *, processes: int = 1) -> None:
     """
     _check_groups(recipe, processes)
     _check_rollout(recipe, processes)
+    levels(recipe)
     _check_settings(recipe)
 
 
@@ -32,6 +33,23 @@ def kept_copies(recipe: Recipe) -> tuple[str, ...]:
     if recipe.evaluation.ema is not None:
         copies.append("ema")
     return tuple(copies)
+
+
+def levels(recipe: Recipe) -> int:
+    """Points of each image in an update.
+
+    Raises:
+        ConfigError: the rollout is too short for its random steps.
+    """
+    objective = recipe.objective
+    if objective.sampler is None:
+        return objective.times.count
+    try:
+        return objective.sampler.count(recipe.rollout.steps)
+    except ValueError as error:
+        raise ConfigError(
+            f"rollout.steps is {recipe.rollout.steps}, which does not suit objective.sampler: {error}"
+        ) from error
 
 
 def _check_groups(recipe: Recipe, processes: int) -> None:
@@ -63,6 +81,11 @@ def _check_groups(recipe: Recipe, processes: int) -> None:
 
 def _check_rollout(recipe: Recipe, processes: int) -> None:
     share = recipe.batch.groups * recipe.batch.group_size // processes
+    if recipe.objective.sampler is not None and recipe.rollout.solver != "euler":
+        raise ConfigError(
+            f"rollout.solver is {recipe.rollout.solver!r}, but {recipe.objective.name} takes random steps, "
+            "which go with 'euler' only"
+        )
     if recipe.rollout.batch is not None and recipe.rollout.batch > share:
         raise ConfigError(
             f"rollout.batch is {recipe.rollout.batch}, but a process samples only {share} images a round; "

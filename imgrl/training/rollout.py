@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from imgrl.errors import RewardError
+from imgrl.flow.trajectory import Path, joined
 from imgrl.recipe import Recipe
 from imgrl.training.distributed import World
 from imgrl.training.groups import Advantages, group_advantages
 from imgrl.training.phases import Phases
-from imgrl.training.seeds import IMAGE, derive
+from imgrl.training.seeds import IMAGE, WINDOW, derive, generator
 from imgrl.types import Prompt, Samples, Scores
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Rollout:
     scores: Scores
     rows: Tensor
     """int64 [n]: each image's number in the round, 0 .. groups x group_size."""
+    path: Path | None = None
+    """The random steps, for an objective that trains on them."""
 
 
 def local_rows(recipe: Recipe, world: World) -> Tensor:
@@ -56,39 +59,65 @@ def collect(
     rows, size = local_rows(recipe, world), recipe.batch.group_size
     chosen = tuple(prompts[int(row) // size] for row in rows)
     seeds = tuple(derive(recipe.run.seed, IMAGE, round, int(row)) for row in rows)
-    latents, images = _images(policy, chosen, seeds, recipe, phases)
+    start = _window(recipe, round)
+    latents, images, path = _images(policy, chosen, seeds, recipe, phases, start)
     group = round * recipe.batch.groups + rows // size
     samples = Samples(prompts=chosen, group=group, seeds=seeds, latents=latents, images=images)
     with phases("reward"):
         scores = rewards.score(images, chosen, group=group, group_size=size, share=True)
         rewards.check_failures(world.add_counts(scores.failures), recipe.batch.groups * size)
-    return Rollout(samples=samples, scores=scores, rows=rows)
+    return Rollout(samples=samples, scores=scores, rows=rows, path=path)
+
+
+def _window(recipe: Recipe, round: int) -> int:
+    """First random step of the round's rollouts; the same for every process, since it depends on a key alone."""
+    sampler = recipe.objective.sampler
+    if sampler is None:
+        return 0
+    return sampler.start(recipe.rollout.steps, generator(recipe.run.seed, WINDOW, round))
 
 
 def _images(
-    policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], recipe: Recipe, phases: Phases
-) -> tuple[Tensor, Tensor]:
-    """Latents, which stay on the device, and images, which leave it: rewards read them, training does not."""
-    model, rollout = recipe.model, recipe.rollout
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    recipe: Recipe,
+    phases: Phases,
+    start: int,
+) -> tuple[Tensor, Tensor, Path | None]:
+    """Latents, which stay on the device, images, which leave it, and the random steps, if there are any."""
+    rollout = recipe.rollout
     step = rollout.batch or len(prompts)
-    latents, images = [], []
-    for start in range(0, len(prompts), step):
-        part = slice(start, start + step)
+    latents, images, paths = [], [], []
+    for first in range(0, len(prompts), step):
+        part = slice(first, first + step)
         with phases("rollout"):
-            made = policy.sample(
-                policy.encode([prompt.text for prompt in prompts[part]]),
-                seeds[part],
-                steps=rollout.steps,
-                weights=sampling_name(recipe),
-                guidance=rollout.guidance,
-                solver=rollout.solver,
-                height=model.height,
-                width=model.width,
-            )
+            made, path = _sampled(policy, prompts[part], seeds[part], recipe, start)
         with phases("decode"):
             images.append(policy.decode(made).cpu())
         latents.append(made)
-    return torch.cat(latents), torch.cat(images)
+        paths += [] if path is None else [path]
+    return torch.cat(latents), torch.cat(images), joined(paths) if paths else None
+
+
+def _sampled(
+    policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int], recipe: Recipe, start: int
+) -> tuple[Tensor, Path | None]:
+    """Clean latents of one forward batch, and its random steps, if there are any."""
+    model, rollout, objective = recipe.model, recipe.rollout, recipe.objective
+    options: dict[str, Any] = {
+        "steps": rollout.steps,
+        "weights": sampling_name(recipe),
+        "guidance": rollout.guidance,
+        "height": model.height,
+        "width": model.width,
+    }
+    cond = policy.encode([prompt.text for prompt in prompts])
+    if objective.sampler is None:
+        return policy.sample(cond, seeds, solver=rollout.solver, **options), None
+    keep = objective.needs_mean
+    path = policy.sample_path(cond, seeds, sampler=objective.sampler, start=start, keep_mean=keep, **options)
+    return path.clean, path
 
 
 def sampling_name(recipe: Recipe) -> str:

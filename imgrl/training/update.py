@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from imgrl import flow
 from imgrl.anchor.divergence import velocity_gap
 from imgrl.objectives.image import Batch
 from imgrl.recipe import Recipe
 from imgrl.training.distributed import World
+from imgrl.training.geometry import levels
 from imgrl.training.groups import Advantages
 from imgrl.training.phases import Phases
+from imgrl.training.points import empty_points, points
 from imgrl.training.rollout import Rollout
-from imgrl.training.seeds import NOISE, TIMES, generator, normal
-from imgrl.types import Conditioning, Noised
+from imgrl.types import Conditioning, Noised, Transition
 
 if TYPE_CHECKING:
     from imgrl.policies import Policy
 
-__all__ = ["Updater", "UpdateResult", "noised_points"]
+__all__ = ["Updater", "UpdateResult"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,31 +34,6 @@ class UpdateResult:
     """Optimiser steps taken; an update without a single informative group takes none."""
     metrics: dict[str, float]
     """Means over all trained points of all processes."""
-
-
-def noised_points(
-    rollout: Rollout, rows: Tensor, level: int, *, recipe: Recipe, sigmas: Tensor, round: int
-) -> Noised:
-    """Local rows of a rollout at the ``level``-th noise level of their group.
-
-    The level is drawn per group and the noise per image, both from keys, so every process and every velocity of a
-    point sees the same ones.
-    """
-    seed, samples = recipe.run.seed, rollout.samples
-    clean = samples.latents[rows]
-    groups = samples.group[rows].tolist()
-    times = recipe.objective.times
-    drawn = {g: times.draw(sigmas, generator(seed, TIMES, g)) for g in dict.fromkeys(groups)}
-    sigma = torch.stack([drawn[g][level] for g in groups]).to(clean.device)
-    keys = [(seed, NOISE, round, int(row), level) for row in rollout.rows[rows]]
-    noise = normal(tuple(clean.shape[1:]), keys).to(clean.device)
-    return Noised(
-        clean=clean,
-        noise=noise,
-        sigma=sigma,
-        noisy=flow.add_noise(clean, noise, sigma),
-        target=flow.velocity_target(clean, noise),
-    )
 
 
 class Updater:
@@ -100,12 +75,12 @@ class Updater:
             held = self.world.add(torch.tensor([len(rows) for rows in chosen], device=self.world.device))
             if not held.any():
                 continue
-            points = int(held.sum()) * self.recipe.objective.times.count
-            for start, rows, everywhere in zip(starts, chosen, held.tolist(), strict=True):
+            total = int(held.sum()) * levels(self.recipe)
+            for rows, everywhere in zip(chosen, held.tolist(), strict=True):
                 if len(rows):
-                    self._accumulate(rollout, rows, advantage, raw, points, round, kept)
+                    self._accumulate(rollout, rows, advantage, raw, total, round, kept)
                 elif everywhere:
-                    self._attend(rollout, start)
+                    self._attend(rollout)
             with self.phases("update"):
                 norm = self._step(step + taken)
             if norm is not None:
@@ -119,7 +94,7 @@ class Updater:
         rows: Tensor,
         advantage: Tensor,
         raw: Tensor,
-        points: int,
+        total: int,
         round: int,
         kept: dict[str, list[Tensor]],
     ) -> None:
@@ -128,56 +103,57 @@ class Updater:
         with self.phases("points"):
             cond = self.policy.encode([rollout.samples.prompts[int(row)].text for row in rows])
             sigmas = self.policy.sigmas(recipe.rollout.steps, recipe.model.height, recipe.model.width)
-        for level in range(recipe.objective.times.count):
+        for level in range(levels(recipe)):
             with self.phases("points"):
-                noised = noised_points(rollout, rows, level, recipe=recipe, sigmas=sigmas, round=round)
+                point = points(rollout, rows, level, recipe=recipe, sigmas=sigmas, round=round)
             with self.phases("update"):
-                batch = self._velocities(
-                    noised, cond, rollout.samples.group[rows], advantage[rows], raw[rows]
-                )
+                batch = self._velocities(point, cond, rollout.samples.group[rows], advantage[rows], raw[rows])
                 output = recipe.objective.loss(batch, gather=self.world.gather)
-                self.scaler.scale(output.loss.sum() / points).backward()
+                self.scaler.scale(output.loss.sum() / total).backward()
             kept["loss"].append(output.loss.detach())
             for name, values in output.metrics.items():
                 kept[name].append(values)
             if batch.anchor is not None:
                 kept["anchor_gap"].append(velocity_gap(batch.current.detach(), batch.anchor))
 
-    def _attend(self, rollout: Rollout, start: int) -> None:
+    def _attend(self, rollout: Rollout) -> None:
         """Take part in a micro-batch with no rows: the group statistics inside the loss are collective.
 
         For a process whose share was skipped while others hold some of it.
         """
-        objective, device = self.recipe.objective, self.world.device
-        clean, none = rollout.samples.latents[start:start].float(), torch.zeros(0, device=device)
-        noised = Noised(clean=clean, noise=clean, sigma=none, noisy=clean, target=clean)
+        objective, none = self.recipe.objective, torch.zeros(0, device=self.world.device)
+        point, clean = empty_points(rollout), rollout.samples.latents[:0].float()
         batch = Batch(
             old=clean if objective.uses_old else None,
             anchor=clean if objective.anchor.active else None,
             current=clean,
-            noised=noised,
+            **_kind(point),
             advantage=none,
             raw=none,
-            group=torch.zeros(0, dtype=torch.int64, device=device),
+            group=torch.zeros(0, dtype=torch.int64, device=self.world.device),
         )
-        for _ in range(objective.times.count):
+        for _ in range(levels(self.recipe)):
             objective.loss(batch, gather=self.world.gather)
 
     def _velocities(
-        self, noised: Noised, cond: Conditioning, group: Tensor, advantage: Tensor, raw: Tensor
+        self, point: Noised | Transition, cond: Conditioning, group: Tensor, advantage: Tensor, raw: Tensor
     ) -> Batch:
         """All velocities of one set of points; only the current one carries a gradient."""
         objective, policy = self.recipe.objective, self.policy
-        device = noised.noisy.device
+        if isinstance(point, Noised):
+            x, sigma, sampled = point.noisy, point.sigma, 1.0
+        else:  # the policy that took the step is the guided one
+            x, sigma, sampled = point.state, point.sigmas[point.index], self.recipe.rollout.guidance
+        device = x.device
 
         def velocity(weights: str, guidance: float = 1.0) -> Tensor:
-            return policy.velocity(noised.noisy, noised.sigma, cond, weights=weights, guidance=guidance)
+            return policy.velocity(x, sigma, cond, weights=weights, guidance=guidance)
 
         return Batch(
             old=velocity("old") if objective.uses_old else None,
             anchor=velocity("frozen", objective.anchor.guidance) if objective.anchor.active else None,
-            current=velocity("current"),
-            noised=noised,
+            current=velocity("current", sampled),
+            **_kind(point),
             advantage=advantage.to(device, torch.float32),
             raw=raw.to(device, torch.float32),
             group=group.to(device),
@@ -230,6 +206,11 @@ class Updater:
     def state(self) -> dict[str, Any]:
         """Optimiser and scaler state for a checkpoint."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+
+def _kind(point: Noised | Transition) -> dict[str, Any]:
+    """The point under the name that a batch has for it."""
+    return {"noised" if isinstance(point, Noised) else "transition": point}
 
 
 def _in(group: Tensor, numbers: tuple[int, ...]) -> Tensor:

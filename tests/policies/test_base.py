@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from imgrl.errors import ConfigError
+from imgrl.flow import StochasticSampler
 from imgrl.policies.embeddings import select
 from imgrl.types import Conditioning
 
@@ -28,6 +29,24 @@ def test_an_image_does_not_depend_on_its_batch(load: Any, family: str) -> None:
     torch.testing.assert_close(whole, split, rtol=0, atol=1e-5)
     torch.testing.assert_close(whole[3:4], alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(policy.decode(whole), policy.decode(whole, batch=2), rtol=0, atol=1e-5)
+
+
+def test_random_steps_depend_on_the_seed_alone_and_vanish_with_their_noise(load: Any, family: str) -> None:
+    policy = load(family, train="none")
+    cond = policy.encode(["a", "b", "c"])
+    size = {"height": 64, "width": 64}
+    sampler = StochasticSampler(kind="cps", window=2)
+    whole = policy.sample_path(cond, range(3), sampler=sampler, steps=5, start=0, **size)
+    alone = policy.sample_path(select(cond, [1]), [1], sampler=sampler, steps=5, start=0, **size)
+    for name in ("clean", "log_prob"):
+        row = getattr(whole, name)[1:2] if name == "clean" else getattr(whole, name)[:, 1:2]
+        torch.testing.assert_close(getattr(alone, name), row, rtol=0, atol=1e-4)
+    assert torch.equal(whole.states[0], policy.initial_noise(range(3), 64, 64))
+    ode = policy.sample(cond, range(3), steps=5, **size)
+    quiet = StochasticSampler(kind="cps", window=2, noise_level=1e-6)
+    calm = policy.sample_path(cond, range(3), sampler=quiet, steps=5, start=0, **size)
+    torch.testing.assert_close(calm.clean, ode, rtol=0, atol=1e-3)
+    assert (whole.clean - ode).abs().max() > 0.1
 
 
 def test_decoding_in_bfloat16_is_close_and_comes_back_as_float32(load: Any, family: str) -> None:

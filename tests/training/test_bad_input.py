@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from imgrl.cli.main import app
 from imgrl.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError
-from imgrl.recipe import dump
+from imgrl.flow import StochasticSampler
+from imgrl.recipe import GRPO, dump
 from imgrl.training.image_loop import Trainer
 
 
@@ -69,6 +70,16 @@ EARLY = {
         {"rollout": Rollout(batch=7)},
         ConfigError,
         "rollout.batch is 7, but a process samples only 6",
+    ),
+    "random steps of second order": (
+        {"rollout": Rollout(steps=3, solver="dpm2"), "objective": GRPO()},
+        ConfigError,
+        "rollout.solver is 'dpm2', but grpo takes random steps, which go with 'euler' only",
+    ),
+    "window": (
+        {"objective": GRPO(sampler=StochasticSampler(window=3, reach=1.0))},
+        ConfigError,
+        ".*A window of 3 random steps does not fit into the first 2 of 3 steps",
     ),
     "no average": (
         {"evaluation_weights": "ema"},

@@ -29,7 +29,7 @@ from small_runs import (
 from two_processes import free_port, two
 
 from imgrl.anchor import VelocityAnchor
-from imgrl.objectives.image import NFT
+from imgrl.objectives.image import DGPO, NFT
 from imgrl.recipe import dump
 
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}
@@ -103,6 +103,7 @@ OBJECTIVES = {
     "crd": CHEAP,
     "crd-softmax": dataclasses.replace(CHEAP, temperature=0.5, **LEASH),
     "nft": NFT(times=CHEAP.times, **LEASH),
+    "dgpo": DGPO(times=CHEAP.times, **LEASH),
 }
 MASKED = {"none": [], "a group": [6, 7, 8], "parts": [0, 1, 9, 10], "part and group": [3, 9, 10, 11]}
 

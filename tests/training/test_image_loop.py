@@ -14,6 +14,7 @@ from small_runs import (
     Checkpoint,
     Evaluation,
     Optimizer,
+    Rollout,
     VelocityAnchor,
     brightness,
     rows_of,
@@ -21,8 +22,8 @@ from small_runs import (
 
 from imgrl.anchor import Constant
 from imgrl.config import resolve
-from imgrl.flow import TimeSampler
-from imgrl.objectives.image import NFT
+from imgrl.flow import StochasticSampler, TimeSampler
+from imgrl.objectives.image import AWM, DGPO, GRPO, NFT
 from imgrl.policies import load_policy
 from imgrl.policies.stock import open_stock_pipeline
 from imgrl.training.checkpoint import latest_checkpoint, load_weights, read_checkpoint, unpack
@@ -49,8 +50,12 @@ def darkness(images, prompts):
         (brightness, 2, CRD(**FREE)),
         (darkness, 0, CRD(**FREE)),
         (brightness, 0, NFT(**FREE, old=Constant(value=0.0))),
+        (brightness, 0, AWM(**FREE, old=Constant(value=0.0))),
+        (brightness, 0, DGPO(**FREE, old=Constant(value=0.0))),
+        (brightness, 0, GRPO(clip=1e-2)),
+        (darkness, 0, GRPO(sampler=StochasticSampler(kind="cps", window=1), clip=1e-2, ratio="guard")),
     ],
-    ids=["bright-0", "bright-1", "bright-2", "dark", "nft"],
+    ids=["bright-0", "bright-1", "bright-2", "dark", "nft", "awm", "dgpo", "grpo", "grpo-cps-dark"],
 )
 def test_a_reward_rises_in_both_directions(recipe, reward, seed, objective):
     """The random base model's brightness is 0.526 whatever the prompt, on fixed held-out noise. Seven rounds move
@@ -72,6 +77,34 @@ def test_a_reward_rises_in_both_directions(recipe, reward, seed, objective):
     assert summary.after["heldout/bright"] - summary.before["heldout/bright"] > 0.01
     rewards = [row["reward"] for row in rows_of(made.run.dir) if "reward" in row]
     assert sum(rewards[-2:]) > sum(rewards[:2])
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        GRPO(),
+        GRPO(sampler=StochasticSampler(kind="cps", window=1), ratio="guard"),
+        GRPO(sampler=StochasticSampler(kind="dance"), divergence_limit=1e-3),
+    ],
+    ids=["sde", "cps-guard", "dance"],
+)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_policy_gradient_starts_where_the_rollout_stood(recipe, objective, guidance):
+    """D4 in the loop: the first update replays the stored steps with the weights and the guidance that took them,
+    in other batches, and the anchor of an untrained LoRA is the policy itself."""
+    made = recipe(
+        run_rounds=1,
+        objective=dataclasses.replace(
+            objective, anchor=VelocityAnchor(weight=0.5, adaptive="none", guidance=1.0)
+        ),
+        rollout=Rollout(steps=3, guidance=guidance, batch=4),
+    )
+    Trainer(made).train()
+    (row,) = [row for row in rows_of(made.run.dir) if "train/log_ratio" in row]
+    assert row["train/log_ratio"] < 1e-6 and row["train/clipped"] == 0 and row["train/held"] == 0
+    if guidance == 1.0:
+        assert row["train/anchor_loss"] < 1e-10
+    assert row["train/grad_norm"] > 0
 
 
 # ---------------------------------------------------------------- run folder

@@ -5,11 +5,22 @@ import json
 from pathlib import Path
 
 import pytest
-from small_runs import Data, Optimizer, VelocityAnchor, assert_same_bits, last_tensors, rows_of, small_recipe
+from small_runs import (
+    Data,
+    Optimizer,
+    Rollout,
+    VelocityAnchor,
+    assert_same_bits,
+    last_tensors,
+    rows_of,
+    small_recipe,
+)
 from typer.testing import CliRunner
 
 from imgrl.cli.main import app
 from imgrl.errors import CheckpointError, ModelError
+from imgrl.flow import StochasticSampler
+from imgrl.objectives.image import GRPO
 from imgrl.policies import LoraSpec, load_policy
 from imgrl.training.checkpoint import (
     latest_checkpoint,
@@ -63,6 +74,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe, whole, st
     assert_same_bits(last_tensors(made.run.dir), last_tensors(whole))
     assert rows_of(made.run.dir) == rows_of(whole)
     assert summary.before == json.loads((whole / "summary.json").read_text())["before"]
+
+
+def test_a_run_with_random_steps_resumes_bit_for_bit(recipe):
+    objective = GRPO(sampler=StochasticSampler(kind="cps", window=1, reach=0.7))
+    settings = {"run_rounds": 2, "objective": objective, "rollout": Rollout(steps=4)}
+    whole, parts = recipe(**settings), recipe(**settings)
+    Trainer(whole).train()
+    Trainer(dataclasses.replace(parts, run=dataclasses.replace(parts.run, rounds=1))).train()
+    Trainer(parts).train(resume=True)
+    assert_same_bits(last_tensors(parts.run.dir), last_tensors(whole.run.dir))
 
 
 def test_resuming_a_finished_run_only_finishes_it_again(recipe):

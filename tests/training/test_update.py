@@ -9,11 +9,14 @@ from torch import Tensor
 
 from imgrl.anchor import Constant, Linear, VelocityAnchor
 from imgrl.flow import TimeSampler
-from imgrl.objectives.image import CRD, NFT
+from imgrl.objectives.image import AWM, CRD, DGPO, NFT
 from imgrl.policies import LoraSpec, load_policy
 from imgrl.training.distributed import World
 from imgrl.training.groups import group_advantages
-from imgrl.training.update import Updater, noised_points
+from imgrl.training.points import noised_points
+from imgrl.training.update import Updater
+
+LEVELS = TimeSampler(count=2)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,14 @@ def test_current_old_and_anchor_see_the_same_points(policy, world):
     assert {call["guidance"] for call in current + old} == {1.0}
 
 
+def test_noise_is_shared_inside_a_group_where_the_objective_says_so():
+    recipe = make_recipe(objective=DGPO(times=LEVELS))
+    for noised in points(recipe, make_rollout(), torch.arange(12)):
+        by_group = noised.noise.view(GROUPS, SIZE, -1)
+        assert torch.equal(by_group, by_group[:, :1].expand_as(by_group))
+        assert len(by_group[:, 0].unique(dim=0)) == GROUPS
+
+
 def points(recipe, rollout, rows, round=0):
     sigmas = torch.linspace(1, 0, 5)
     return [noised_points(rollout, rows, k, recipe=recipe, sigmas=sigmas, round=round) for k in range(2)]
@@ -133,7 +144,9 @@ def test_a_group_shares_its_level_and_nothing_shares_noise():
 # --------------------------------------------------------------- gradients
 
 
-@pytest.mark.parametrize("objective", [CHEAP, NFT(times=TimeSampler(count=2))], ids=["crd", "nft"])
+@pytest.mark.parametrize(
+    "objective", [CHEAP, NFT(times=LEVELS), AWM(times=LEVELS), DGPO(times=LEVELS)], ids=lambda o: o.name
+)
 def test_micro_batches_add_up_to_the_whole(policy, world, objective):
     """Rounding only, float32: 1e-4 of the largest gradient."""
     found = {}

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from imgrl.anchor import Schedule, VelocityAnchor, identity
 from imgrl.anchor.centering import Gather
-from imgrl.flow import TimeSampler
+from imgrl.flow import StochasticSampler, TimeSampler
 from imgrl.flow.conventions import require_same_shape
-from imgrl.types import Noised
+from imgrl.types import Noised, Transition
 
-__all__ = ["Batch", "LossOutput", "Objective", "require_old"]
+__all__ = ["Batch", "LossOutput", "Objective", "require_noised", "require_old", "require_transition"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,10 @@ class Batch:
     """Velocity of the lagging copy, taken before the round's first optimiser step."""
     anchor: Float[Tensor, " n *d"] | None = None
     """Velocity of the frozen model at the anchor's guidance; None where the anchor's weight is 0."""
-    noised: Noised
-    """The point: clean, noise, sigma, noisy, target."""
+    noised: Noised | None = None
+    """The point of a forward-process objective: clean, noise, sigma, noisy, target."""
+    transition: Transition | None = None
+    """The point of a policy gradient: one random step of the rollout."""
     advantage: Float[Tensor, " n"]
     """Reward relative to its group, in standard deviations, not yet clipped."""
     raw: Float[Tensor, " n"]
@@ -38,14 +40,16 @@ class Batch:
 
     def __post_init__(self) -> None:
         """Refuse rows that do not belong together."""
-        require_same_shape(current=self.current, target=self.noised.target)
-        require_same_shape(
-            advantage=self.advantage,
-            raw=self.raw,
-            group=self.group,
-            sigma=self.noised.sigma,
-            rows=self.current.flatten(1)[:, 0],
-        )
+        rows = {"advantage": self.advantage, "raw": self.raw, "group": self.group}
+        if (self.noised is None) == (self.transition is None):
+            raise ValueError("Expected either noised points or transitions in a Batch, not both or neither.")
+        if self.noised is not None:
+            require_same_shape(current=self.current, target=self.noised.target)
+            rows["sigma"] = self.noised.sigma
+        if self.transition is not None:
+            require_same_shape(current=self.current, state=self.transition.state, after=self.transition.after)
+            rows["log_prob"] = self.transition.log_prob
+        require_same_shape(**rows, rows=self.current.flatten(1)[:, 0])
 
 
 class LossOutput(NamedTuple):
@@ -64,10 +68,22 @@ class Objective(Protocol):
     name: str
     uses_old: bool
     """Whether the loss needs the old copy's velocity."""
+    shares_noise: bool
+    """Whether all images of a group are noised alike."""
 
     @property
-    def times(self) -> TimeSampler:
-        """Noise levels to train on."""
+    def times(self) -> TimeSampler | None:
+        """Noise levels to train on; None for an objective that trains on random steps of the rollout."""
+        ...
+
+    @property
+    def sampler(self) -> StochasticSampler | None:
+        """The random steps of the rollout; None for a forward-process objective, whose rollouts are ODEs."""
+        ...
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether a rollout must keep the means of its random steps."""
         ...
 
     @property
@@ -100,3 +116,21 @@ def require_old(batch: Batch, name: str) -> Tensor:
     if batch.old is None:
         raise ValueError(f"Expected Batch.old, the old copy's velocity, for objective {name!r}, got None.")
     return batch.old
+
+
+def require_noised(batch: Batch, name: str) -> Noised:
+    """The noised points; ValueError if the batch holds transitions."""
+    if batch.noised is None:
+        raise ValueError(
+            f"Expected Batch.noised, the noised points, for objective {name!r}, got transitions."
+        )
+    return batch.noised
+
+
+def require_transition(batch: Batch, name: str) -> Transition:
+    """The random step; ValueError if the batch holds noised points."""
+    if batch.transition is None:
+        raise ValueError(
+            f"Expected Batch.transition, a random step, for objective {name!r}, got noised points."
+        )
+    return batch.transition

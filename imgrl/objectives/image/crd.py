@@ -18,7 +18,7 @@ from imgrl.anchor import Ramp, Schedule, VelocityAnchor, center, centered_match,
 from imgrl.anchor.centering import Gather
 from imgrl.anchor.schedule import GENEVAL_OLD
 from imgrl.flow import TimeSampler
-from imgrl.objectives.image.base import Batch, LossOutput, require_old
+from imgrl.objectives.image.base import Batch, LossOutput, require_noised, require_old
 
 __all__ = ["CRD", "crd_loss", "crd_target"]
 
@@ -64,6 +64,9 @@ class CRD:
 
     name: ClassVar[str] = "crd"
     uses_old: ClassVar[bool] = True
+    shares_noise: ClassVar[bool] = False
+    sampler: ClassVar[None] = None
+    needs_mean: ClassVar[bool] = False
 
     beta: float = 1.0
     """Trust region: larger holds the policy closer to the old copy. Aim for gain_variance / target_variance
@@ -100,7 +103,7 @@ class CRD:
 
     def loss(self, batch: Batch, *, gather: Gather = identity) -> LossOutput:
         """CRD's regression plus the anchor, per sample."""
-        old, target = require_old(batch, self.name), batch.noised.target
+        old, target = require_old(batch, self.name), require_noised(batch, self.name).target
         q = crd_target(batch.advantage, clip=self.advantage_clip)
         policy = crd_loss(
             batch.current,

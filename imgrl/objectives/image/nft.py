@@ -19,7 +19,7 @@ from imgrl.anchor.centering import Gather
 from imgrl.anchor.schedule import PRESETS
 from imgrl.flow import TimeSampler
 from imgrl.flow.conventions import full_precision, mean_dims, per_sample, require_same_shape
-from imgrl.objectives.image.base import Batch, LossOutput, require_old
+from imgrl.objectives.image.base import Batch, LossOutput, require_noised, require_old
 from imgrl.objectives.image.crd import crd_target
 
 __all__ = ["NFT", "nft_loss"]
@@ -64,6 +64,9 @@ class NFT:
 
     name: ClassVar[str] = "nft"
     uses_old: ClassVar[bool] = True
+    shares_noise: ClassVar[bool] = False
+    sampler: ClassVar[None] = None
+    needs_mean: ClassVar[bool] = False
 
     beta: float = 1.0
     """Distance of the implicit policies from the old copy; the paper also uses 0.1."""
@@ -89,7 +92,7 @@ class NFT:
 
     def loss(self, batch: Batch, *, gather: Gather = identity) -> LossOutput:
         """NFT's two regressions plus the anchor, per sample."""
-        old, noised = require_old(batch, self.name), batch.noised
+        old, noised = require_old(batch, self.name), require_noised(batch, self.name)
         q = crd_target(batch.advantage, clip=self.advantage_clip)
         policy = nft_loss(
             batch.current, old, noised.target, noised.sigma, q, beta=self.beta, clip=self.advantage_clip

@@ -10,13 +10,19 @@ from toy import Run, evaluate, pretrain
 
 from imgrl.anchor import VelocityAnchor
 from imgrl.flow import TimeSampler
-from imgrl.objectives.image import CRD, NFT, OBJECTIVES
+from imgrl.objectives.image import AWM, CRD, DGPO, GRPO, NFT, OBJECTIVES
 
 LR = 1e-3
 TIMES = TimeSampler(count=9)
 LEASH = VelocityAnchor(weight=0.3)
 # A new objective joins here, with the anchor it is run with.
-LEARNERS = (CRD(anchor=LEASH, times=TIMES), NFT(anchor=LEASH, times=TIMES))
+LEARNERS = (
+    CRD(anchor=LEASH, times=TIMES),
+    NFT(anchor=LEASH, times=TIMES),
+    AWM(anchor=LEASH, times=TIMES),
+    DGPO(anchor=LEASH, times=TIMES),
+    GRPO(anchor=LEASH, clip=1e-2),
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from imgrl.anchor import blend
-from imgrl.flow import add_noise, guided, mean_dims, sample_ode, sigma_schedule, velocity_target
+from imgrl.flow import (
+    Path,
+    add_noise,
+    guided,
+    mean_dims,
+    sample_ode,
+    sample_path,
+    sigma_schedule,
+    velocity_target,
+)
 from imgrl.objectives.image import Batch
 from imgrl.training.groups import group_advantages
-from imgrl.types import Noised
+from imgrl.types import Noised, Transition
 
 PROMPTS, NONE = 4, 4  # the fifth condition is the empty prompt
 ANGLES = torch.arange(PROMPTS) * math.pi / 2
 MODES = 2 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 STD = 0.25
+SIGMAS = sigma_schedule(10, kind="explicit")
 
 
 class Flow(nn.Module):
@@ -128,17 +138,14 @@ class Run:
         group = torch.arange(PROMPTS).repeat_interleave(self.size)
         for step in range(1, self.updates + 1):
             source = old if objective.sampling is None else sampler
-            clean = rollout(source, group, 10, generator)
-            raw = reward_of(clean, group)
+            path = self.sample(source, group, generator)
+            raw = reward_of(path.clean, group)
             self.curve.append(raw.mean().item())
-            advantage = group_advantages(raw, group).advantage.float()
-            sigmas = objective.times.draw(sigma_schedule(10, kind="explicit"), generator)
+            earned = {"advantage": group_advantages(raw, group).advantage.float(), "raw": raw, "group": group}
             optimizer.zero_grad()
-            for sigma in sigmas:
-                batch = self.batch(
-                    net, old, clean, sigma.expand(len(group)), advantage, raw, group, generator
-                )
-                (objective.loss(batch).loss.mean() / len(sigmas)).backward()
+            points = self.points(path, group, generator)
+            for point in points:
+                (objective.loss(self.batch(net, old, point, **earned)).loss.mean() / len(points)).backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             blend(list(old.parameters()), list(net.parameters()), objective.old(step))
@@ -146,23 +153,58 @@ class Run:
                 blend(list(sampler.parameters()), list(net.parameters()), objective.sampling(step))
         return net
 
-    def batch(self, net, old, clean, sigma, advantage, raw, group, generator) -> Batch:
-        noise = torch.randn(clean.shape, generator=generator)
-        noisy, anchor = add_noise(clean, noise, sigma), None
+    def sample(self, source: Flow, group: Tensor, generator: torch.Generator) -> Path:
+        """A rollout; without random steps where the objective asks for none."""
+        sampler = self.objective.sampler
+        if sampler is None:
+            clean = rollout(source, group, 10, generator)
+            return Path(clean, clean[None], clean[:0, 0], None, SIGMAS, 0)
+        draws = torch.randn(1 + sampler.count(10), len(group), 2, generator=generator)
+        return sample_path(
+            lambda x, sigma: source(x, sigma, group),
+            draws[0],
+            SIGMAS,
+            sampler,
+            start=sampler.start(10, generator),
+            noises=draws[1:],
+            keep_mean=True,
+        )
+
+    def points(self, path: Path, group: Tensor, generator: torch.Generator) -> list[Noised | Transition]:
+        """What an update trains on."""
+        if self.objective.sampler is not None:
+            return [
+                Transition(
+                    state=path.states[k],
+                    after=path.states[k + 1],
+                    log_prob=path.log_prob[k],
+                    mean=path.mean[k],
+                    sigmas=SIGMAS,
+                    index=path.start + k,
+                )
+                for k in range(len(path.log_prob))
+            ]
+        return [self.noised(path.clean, s, generator) for s in self.objective.times.draw(SIGMAS, generator)]
+
+    def noised(self, clean: Tensor, sigma: Tensor, generator: torch.Generator) -> Noised:
+        noise, sigma = torch.randn(clean.shape, generator=generator), sigma.expand(len(clean))
+        if self.objective.shares_noise:
+            noise = noise[:: self.size].repeat_interleave(self.size, 0)
+        noisy = add_noise(clean, noise, sigma)
+        return Noised(
+            clean=clean, noise=noise, sigma=sigma, noisy=noisy, target=velocity_target(clean, noise)
+        )
+
+    def batch(self, net: Flow, old: Flow, point: Noised | Transition, *, group: Tensor, **earned) -> Batch:
+        if isinstance(point, Noised):
+            x, sigma, kind = point.noisy, point.sigma, {"noised": point}
+        else:
+            x, sigma, kind = point.state, point.sigmas[point.index], {"transition": point}
+        anchor = None
         with torch.no_grad():
             if self.objective.anchor.active:
-                cond = self.pretrained(noisy, sigma, group)
-                uncond = self.pretrained(noisy, sigma, torch.full_like(group, NONE))
+                cond = self.pretrained(x, sigma, group)
+                uncond = self.pretrained(x, sigma, torch.full_like(group, NONE))
                 anchor = guided(cond, uncond, scale=self.objective.anchor.guidance)
-            behind = old(noisy, sigma, group)
-        target = velocity_target(clean, noise)
-        noised = Noised(clean=clean, noise=noise, sigma=sigma, noisy=noisy, target=target)
-        return Batch(
-            current=net(noisy, sigma, group),
-            old=behind,
-            anchor=anchor,
-            noised=noised,
-            advantage=advantage,
-            raw=raw,
-            group=group,
-        )
+            behind = old(x, sigma, group)
+        return Batch(current=net(x, sigma, group), old=behind, anchor=anchor, group=group, **kind, **earned)
