@@ -35,7 +35,7 @@ def main() -> None:
         raise SystemExit(
             f"Expected grids of at least two evaluations in {args.run / 'grids'}, found {len(grids)}."
         )
-    figure, axes = plt.subplots(1, 3, figsize=(10, 4.2), width_ratios=(1, 1.5, 1), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(1.3, 1.5, 1.3), layout="constrained")
     for axis, file, title in ((axes[0], grids[0], "before"), (axes[2], grids[-1], "after")):
         axis.imshow(Image.open(file), interpolation="nearest")
         axis.set_title(title)

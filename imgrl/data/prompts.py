@@ -16,6 +16,7 @@ WORLD_SETS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "world:train": ("train", None),
     "world:heldout": ("heldout", None),
     "world:text-train": ("train", ("text",)),
+    "world:text-random": ("random", ("text",)),
     "world:text-heldout": ("heldout", ("text",)),
 }
 """Prompts made on the spot: split and tasks (None is GenEval's six)."""
@@ -65,6 +66,8 @@ def _world(source: str) -> list[Prompt]:
     from imgrl.world import prompts as grammar
 
     split, tasks = WORLD_SETS[source]
+    if split == "random":
+        return grammar.random_signs()
     limit = HELD_OUT_PER_TASK if split == "heldout" else None
     return grammar.prompts(
         split,  # pyright: ignore[reportArgumentType]

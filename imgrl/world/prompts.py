@@ -6,7 +6,8 @@ a (shape, count) pair, a bare shape name, or a sign word. Training prompts conta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import string
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import permutations, product
 from typing import Any, Literal
@@ -34,6 +35,7 @@ __all__ = [
     "held_out_combinations",
     "is_held_out",
     "prompts",
+    "random_signs",
 ]
 
 Split = Literal["train", "heldout"]
@@ -137,10 +139,25 @@ def _color_attr() -> Iterator[Entry]:
         yield _entry("color_attr", text, [_clause(a, color=ca), _clause(b, color=cb)])
 
 
-def _signs() -> Iterator[Entry]:
-    for word in WORDS:
+def _signs(words: Iterable[str] = WORDS) -> Iterator[Entry]:
+    for word in words:
         text = f'a sign that says "{word}"'
         yield text, {"tag": TEXT_TASK, "include": [], "text": word, "prompt": text}
+
+
+def random_signs(count: int = 500) -> list[Prompt]:
+    """Signs of three or four random letters, a few of them digits, none of them a word of the grammar.
+
+    The bundled model has seen the training words and reads them back almost always, so nothing can be learned from
+    them; these it has not seen.
+    """
+    rng = np.random.default_rng(_SPLIT_SEED)
+    letters, found = np.array(list(3 * string.ascii_uppercase + string.digits)), dict[str, None]()
+    while len(found) < count:
+        word = "".join(rng.choice(letters, size=rng.integers(3, 5)))
+        if word not in WORDS:
+            found[word] = None
+    return _numbered(_signs(found))
 
 
 _GRAMMAR = {
@@ -192,7 +209,11 @@ def prompts(
             count = limit_per_task if repeat_to_limit else min(limit_per_task, len(pool))
             pool = [pool[order[i % len(pool)]] for i in range(count)]
         chosen += pool
+    return _numbered(chosen)
+
+
+def _numbered(entries: Iterable[Entry]) -> list[Prompt]:
     return [
         Prompt(id=i, text=text, columns={k: v for k, v in metadata.items() if k != "prompt"})
-        for i, (text, metadata) in enumerate(chosen)
+        for i, (text, metadata) in enumerate(entries)
     ]

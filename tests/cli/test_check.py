@@ -37,7 +37,8 @@ def test_memory_counts_what_the_loaded_model_has(sd3_folder):
     """Counted on the live modules: network, VAE, LoRA tensors x (3 versions, gradient, 2 moments)."""
     from imgrl.policies import LoraSpec, load_policy
 
-    recipe = resolve(None, [f"model.path={sd3_folder}", "model.lora.rank=4", "model.dtype=bf16"])
+    lora = ["model.lora={rank: 4, targets: default}", "model.dtype=bf16"]
+    recipe = resolve(None, [f"model.path={sd3_folder}", *lora])
     found = estimate(recipe, sd3_folder)
     policy = load_policy(sd3_folder, lora=LoraSpec(rank=4))
     lora = sum(t.numel() for t in policy.weights.tensors("current").values())
@@ -56,7 +57,7 @@ def test_activations_grow_with_rows_and_shrink_with_checkpointing(sd3_folder):
     rows = size("batch={groups: 4, group_size: 4, micro_groups: 2}")
     assert size("batch={groups: 4, group_size: 4, micro_groups: 4}") == 2 * rows
     assert size("model.gradient_checkpointing=true") < size()
-    assert size("model.dtype=bf16") * 2 == size()
+    assert size("model.dtype=bf16") * 2 == size("model.dtype=fp32")
 
 
 def test_a_file_cut_short_is_refused(tmp_path):
@@ -78,7 +79,7 @@ def test_a_file_cut_short_is_refused(tmp_path):
             "shapes",
         ),
         (["model.height=50"], "multiples of 16"),
-        (["rollout.steps=1"], "rollout.steps is 1"),
+        (["rollout.steps=1", "objective.times={kind: discrete, count: 2}"], "rollout.steps is 1"),
         (["data.balance=colour"], "data.balance is 'colour'"),
         (["model.lora.targets=[nonsense]"], "'nonsense' matches no linear layer"),
         (["rewards={shapes: 1.0, jpeg_incompressibility: 1.0}"], "weights add up to 2"),

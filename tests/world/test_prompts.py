@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgrl.evaluation.geneval.judge import check_metadata
-from imgrl.world.prompts import ALL_TASKS, all_prompts, held_out_combinations, is_held_out, prompts
+from imgrl.world.prompts import (
+    ALL_TASKS,
+    all_prompts,
+    held_out_combinations,
+    is_held_out,
+    prompts,
+    random_signs,
+)
 from imgrl.world.vocabulary import COLORS, RELATIONS, SHAPES, TASKS, WORDS
 
 # Prompts of each task, counted by hand: n names, ordered pairs, names x 3 counts, colours x names,
@@ -154,3 +161,17 @@ def test_unknown_names_are_refused():
         prompts("test")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="got 'poetry'"):
         prompts("train", ["poetry"])
+
+
+def test_random_signs_are_new_strings_of_three_or_four():
+    signs = random_signs(300)
+    words = [sign.columns["text"] for sign in signs]
+    assert len(set(words)) == 300 and not set(words) & set(WORDS)
+    assert all(re.fullmatch(r"[A-Z0-9]{3,4}", word) for word in words)
+    assert {len(word) for word in words} == {3, 4}
+    assert [(sign.id, sign.text) for sign in signs] == [
+        (i, f'a sign that says "{w}"') for i, w in enumerate(words)
+    ]
+    assert random_signs(300) == signs
+    digits = sum(character.isdigit() for character in "".join(words)) / len("".join(words))
+    assert 0.05 < digits < 0.2
