@@ -69,7 +69,10 @@ def cost(rows: list[dict[str, float]]) -> dict[str, float]:
         for name in names - set(BESIDE_TRAINING)
     }
     round_seconds = statistics.median(60 * (b["minutes"] - a["minutes"]) for a, b in pairwise(rows))
-    return median | {"round": round_seconds, "network_share": sum(median[n] for n in NETWORK) / round_seconds}
+    first, last = rows[0], rows[-1]
+    network = sum(last[f"seconds/{name}"] - first[f"seconds/{name}"] for name in NETWORK)
+    share = network / (60 * (last["minutes"] - first["minutes"]))
+    return median | {"round": round_seconds, "network_share": share}
 
 
 def by_size(recipe: str, overrides: list[str], *, rounds: int) -> list[dict[str, Any]]:

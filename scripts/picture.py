@@ -1,7 +1,7 @@
 """One picture of a finished run: same-seed images before and after, and the held-out curve between.
 
 python scripts/picture.py runs/my-run --out assets/crd.png
-python scripts/picture.py runs/my-run --curves assets/benchmarks/crd-nft/curves.json --out assets/crd.png
+python scripts/picture.py runs/my-run --curves assets/benchmarks/crd-ten-minutes/curves.json --out assets/crd.png
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from compare import SCORE, read
 from PIL import Image
-
-SCORE = "heldout/shapes"
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
         axis.imshow(Image.open(file), interpolation="nearest")
         axis.set_title(title)
         axis.axis("off")
-    curves = json.loads(args.curves.read_text()) if args.curves else {args.run.name: [own_curve(args.run)]}
+    curves = json.loads(args.curves.read_text()) if args.curves else {args.run.name: [read(args.run)]}
     for index, (label, runs) in enumerate(curves.items()):
         for number, run in enumerate(runs):
             x, y = [row["minutes"] for row in run], [row[SCORE] for row in run]
@@ -52,17 +51,6 @@ def main() -> None:
         axes[1].legend()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=110)
-
-
-def own_curve(run: Path) -> list[dict[str, float]]:
-    """Minutes and held-out score of every evaluation of a run."""
-    minutes, points = 0.0, []
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        minutes = row.get("minutes", minutes)
-        if SCORE in row:
-            points.append({"minutes": minutes, SCORE: row[SCORE]})
-    return points
 
 
 if __name__ == "__main__":

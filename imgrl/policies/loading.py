@@ -66,12 +66,9 @@ def load_policy(
     """
     import diffusers
 
-    if train not in ("lora", "full", "none"):
-        raise ConfigError(f"train must be 'lora', 'full' or 'none', got '{train}'.")
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype must be 'fp32', 'bf16' or 'fp16', got '{dtype}'.")
-    if vae_dtype not in ("fp32", "bf16"):
-        raise ConfigError(f"vae_dtype must be 'fp32' or 'bf16', got '{vae_dtype}'.")
+    _check_choice("train", train, ("lora", "full", "none"))
+    _check_choice("dtype", dtype, tuple(_DTYPES))
+    _check_choice("vae_dtype", vae_dtype, ("fp32", "bf16"))
     folder = _find(path_or_name)
     kind = inspect_folder(folder)
     forward, place = _DTYPES[dtype], torch.device(device)
@@ -236,6 +233,12 @@ def _check_part(folder: Path, part: str) -> None:
             f"{folder} is incomplete: {part}/{missing[0] if missing else '*.safetensors'} is missing; "
             "download it again."
         )
+
+
+def _check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
+    if given not in choices:
+        *others, last = (f"'{choice}'" for choice in choices)
+        raise ConfigError(f"{name} must be {', '.join(others)} or {last}, got '{given}'.")
 
 
 def local_folder(path_or_name: str | Path) -> Path | None:
