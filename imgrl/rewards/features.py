@@ -1,0 +1,151 @@
+"""Features that a learning reward looks at: one vector an image and one a patch, from a frozen vision network.
+
+Every image, reference or generated, takes the same way: rounded to 8 bits (references are files), resized with one
+antialiased kernel, normalised by the network's own statistics. A discriminator would otherwise learn the difference
+between two resize kernels instead of that between two kinds of picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from imgrl.errors import ModelError
+
+__all__ = ["Extractor", "Features", "LiteFeatures", "VitFeatures", "load_extractor", "prepared"]
+
+
+class Features(NamedTuple):
+    """What a network sees in n images."""
+
+    overall: Float[Tensor, "n d"]
+    """One vector an image."""
+    patches: Float[Tensor, "n p d"]
+    """One vector a patch, without class or register tokens."""
+
+
+class Extractor(Protocol):
+    """A frozen network."""
+
+    name: str
+    width: int
+    """Length of a vector."""
+
+    def __call__(self, images: Tensor) -> Features:
+        """Features of float images [n, 3, H, W] in [0, 1], the same in any batch."""
+        ...
+
+
+def prepared(
+    images: Float[Tensor, "n 3 h w"], side: int, mean: Tensor, std: Tensor
+) -> Float[Tensor, "n 3 s s"]:
+    """Images in [0, 1], rounded to 8 bits, at ``side`` x ``side`` pixels and normalised; stretched if not square."""
+    exact = images.float().mul(255).round().clamp(0, 255) / 255
+    if exact.shape[-2:] != (side, side):
+        exact = F.interpolate(exact, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    return (exact - mean) / std
+
+
+class _Frozen:
+    """Batches and gradients of a frozen network."""
+
+    def __init__(self, name: str, network: Any, *, side: int, batch: int, mean: Any, std: Any) -> None:
+        self.name, self.side, self.batch = name, side, batch
+        self.network = network.eval().requires_grad_(False)
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+        self.width = int(self(torch.zeros(1, 3, side, side)).overall.shape[1])
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Features:
+        """Features of float images [n, 3, H, W] in [0, 1]."""
+        where = next(self.network.parameters()).device
+        mean, std = self.mean.to(where), self.std.to(where)
+        parts = [
+            self._see(prepared(part.to(where), self.side, mean, std)) for part in images.split(self.batch)
+        ]
+        return Features(*(torch.cat(kind).float() for kind in zip(*parts, strict=True)))
+
+    def _see(self, pixels: Tensor) -> Features:
+        raise NotImplementedError
+
+
+class VitFeatures(_Frozen):
+    """The last layer of a timm vision transformer (DINOv2, DINOv2-reg, DINOv3, SigLIP)."""
+
+    def _see(self, pixels: Tensor) -> Features:
+        tokens = self.network.forward_features(pixels)
+        prefix = self.network.num_prefix_tokens  # registers are not patches
+        overall = tokens[:, 0] if prefix else self.network.forward_head(tokens, pre_logits=True)
+        return Features(overall, tokens[:, prefix:])
+
+
+class LiteFeatures(_Frozen):
+    """Stages two to four of EfficientNet-Lite0 on the grid of the fourth: edges, textures and parts; small and real.
+
+    The overall vector is the mean of the patches.
+    """
+
+    def _see(self, pixels: Tensor) -> Features:
+        stages = self.network.forward_intermediates(pixels, indices=[1, 2, 3], intermediates_only=True)
+        grid = stages[-1].shape[-2:]
+        patches = (
+            torch.cat([F.adaptive_avg_pool2d(stage, grid) for stage in stages], 1).flatten(2).transpose(1, 2)
+        )
+        return Features(patches.mean(1), patches)
+
+
+def load_extractor(
+    name: str = "efficientnet-lite0", *, side: int | None = None, batch: int = 32, device: str | None = None
+) -> Extractor:
+    """Load a frozen network by name.
+
+    Args:
+        name: ``efficientnet-lite0`` (weights that come with a package), the name of a timm model such as
+            ``vit_base_patch14_dinov2.lvd142m``, or a folder that timm saved.
+        side: pixels to which images are resized; None takes the network's own, and 128 for EfficientNet.
+        batch: images it sees at once.
+        device: where it computes; None is the first GPU, if there is one.
+
+    Raises:
+        ModelError: if the weights are not there or the network has no patches.
+    """
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "efficientnet-lite0":
+        from imgrl.rewards.backbone import load_backbone
+
+        network = load_backbone().network
+        config = network.default_cfg
+        return LiteFeatures(
+            name, network.to(where), side=side or 128, batch=batch, mean=config["mean"], std=config["std"]
+        )
+    network = _timm(name, side).to(where)
+    config = network.pretrained_cfg
+    if not hasattr(network, "num_prefix_tokens"):
+        raise ModelError(
+            f"{name} is no vision transformer: it has no patches to look at; choose a ViT of timm's."
+        )
+    own = side or int(config["input_size"][-1])
+    return VitFeatures(name, network, side=own, batch=batch, mean=config["mean"], std=config["std"])
+
+
+def _timm(name: str, side: int | None) -> Any:
+    import timm
+
+    folder = Path(name)
+    source = f"local-dir:{folder}" if folder.is_dir() else name
+    options: dict[str, Any] = {"num_classes": 0} | ({"img_size": side} if side else {})
+    create: Callable[..., Any] = timm.create_model
+    try:
+        return create(source, pretrained=True, **options)
+    except Exception as error:
+        raise ModelError(
+            f"The vision network {name!r} could not be loaded ({type(error).__name__}: {error}); give the name of a timm "
+            "model whose weights are on this machine or can be downloaded, or a folder that timm saved."
+        ) from error
