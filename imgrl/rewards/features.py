@@ -146,6 +146,6 @@ def _timm(name: str, side: int | None) -> Any:
         return create(source, pretrained=True, **options)
     except Exception as error:
         raise ModelError(
-            f"The vision network {name!r} could not be loaded ({type(error).__name__}: {error}); give the name of a timm "
-            "model whose weights are on this machine or can be downloaded, or a folder that timm saved."
+            f"The vision network {name!r} could not be loaded ({type(error).__name__}: {error}); give the name of a "
+            "timm model whose weights are on this machine or can be downloaded, or a folder that timm saved."
         ) from error

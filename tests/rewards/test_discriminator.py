@@ -18,10 +18,10 @@ PAIRS = [case for case in CASES if case["kind"] == "pairwise_preference"]
 
 def recorded_head(case):
     layers: list[nn.Module] = []
-    for given in case["head_layers"]:
-        weight = golden_cases.tensor(given["weight"])
+    for recorded in case["head_layers"]:
+        weight = golden_cases.tensor(recorded["weight"])
         layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.weight.data, layer.bias.data = weight, golden_cases.tensor(given["bias"])
+        layer.weight.data, layer.bias.data = weight, golden_cases.tensor(recorded["bias"])
         layers += [layer, nn.Tanh()] if case["hidden_activation"] == "tanh" else [layer]
     return nn.Sequential(*(layers[:-1] if isinstance(layers[-1], nn.Tanh) else layers))
 
