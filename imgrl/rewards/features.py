@@ -36,6 +36,8 @@ class Extractor(Protocol):
     name: str
     width: int
     """Length of a vector."""
+    side: int
+    """Pixels to which images are resized."""
 
     def __call__(self, images: Tensor) -> Features:
         """Features of float images [n, 3, H, W] in [0, 1], the same in any batch."""
