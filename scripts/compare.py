@@ -43,6 +43,8 @@ def main() -> None:
     }
     shares: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     cores = sorted(os.sched_getaffinity(0)) if args.jobs > 1 else []
+    if len(cores) < args.jobs > 1:
+        raise SystemExit(f"--jobs {args.jobs} needs as many CPU cores, found {len(cores)}.")
     for job in range(args.jobs):
         shares.put(cores[job :: args.jobs])
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -34,10 +34,8 @@ _SIDE = 128  # pixels of a crop
 _GROUND = 153  # crops stand on #999, as in GenEval
 _MARGIN = 0.2  # of the longer side, around the object
 _DIFFERS, _LEAST_AREA, _UNIFORM = 40.0, 20, 0.75  # colour distance (8 bit), pixels, share of the border
-_EDGE, _REACH = (
-    0.35,
-    9,
-)  # share of the contrast inside an object that its edge has, pixels over which to look for it
+_EDGE = 0.35  # share of the contrast inside an object that its edge has
+_REACH = 9  # pixels over which to look for the inside
 _TINT = 8.0  # standard deviation of a channel: generated colours are never exact
 _BLUR = 1.8  # most, in pixels; four examples in five are softened, as a decoder softens its pictures
 _SURE = 0.5  # least response of the shape probe, trained to say 1: below it a region is no object
