@@ -41,16 +41,15 @@ def _kept_out() -> frozenset[str]:
     )
 
 
-def draw_prompt(rng: np.random.Generator, *, signs: float | None = None) -> Prompt:
+def draw_prompt(rng: np.random.Generator, *, signs: float = TASK_SHARES[TEXT]) -> Prompt:
     """A training prompt: the task by its share, then uniform within the task.
 
     Args:
         rng: the source of chance.
-        signs: share of signs; the other tasks keep their proportions. None is their usual share.
+        signs: share of signs; the other tasks keep their proportions.
     """
-    scale = 1.0 if signs is None else (1 - signs) / (1 - TASK_SHARES[TEXT])
-    shares = {task: scale * share for task, share in TASK_SHARES.items()}
-    shares[TEXT] = TASK_SHARES[TEXT] if signs is None else signs
+    scale = (1 - signs) / (1 - TASK_SHARES[TEXT])
+    shares = {task: scale * share for task, share in TASK_SHARES.items()} | {TEXT: signs}
     task = str(rng.choice(ALL_TASKS, p=[shares[t] for t in ALL_TASKS]))
     if task == TEXT and rng.random() < RANDOM_WORDS:
         while (prompt := sign(random_word(rng))).text in _kept_out():
@@ -61,7 +60,7 @@ def draw_prompt(rng: np.random.Generator, *, signs: float | None = None) -> Prom
 
 
 def training_batch(
-    rng: np.random.Generator, count: int, *, tidy: bool = False, signs: float | None = None
+    rng: np.random.Generator, count: int, *, tidy: bool = False, signs: float = TASK_SHARES[TEXT]
 ) -> tuple[Tensor, list[str]]:
     """Pictures [count, 3, 64, 64] in [-1, 1] and their captions."""
     chosen = [draw_prompt(rng, signs=signs) for _ in range(count)]
