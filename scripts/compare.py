@@ -4,7 +4,7 @@ r"""Trains several recipes with several seeds, one after another, and draws thei
         crd=tiny-sd3/crd nft=tiny-sd3/nft "no anchor=tiny-sd3/crd objective.anchor.weight=0"
 
 Each run is ``label=recipe [key=value ...]``. Finished runs are kept, an unfinished one is resumed, so the command can
-be repeated after an interruption.
+be repeated after an interruption. ``--jobs 2`` trains two at a time, each on its own share of the CPU cores.
 Writes ``table.md``, ``curves.json`` and ``curves.png``.
 """
 
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import queue
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +34,27 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--score", default=SCORE, help="the metric to draw")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="where the run folders lie")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    results: dict[str, list[list[dict[str, Any]]]] = {}
-    for entry in args.runs:
-        label, _, command = entry.partition("=")
-        folders = [args.work / f"{label.replace(' ', '-')}-{seed}" for seed in seeds]
-        for seed, folder in zip(seeds, folders, strict=True):
-            train(command.split(), folder, seed)
-        results[label] = [read(folder) for folder in folders]
+    runs = dict(entry.split("=", 1) for entry in args.runs)
+    folders = {
+        (label, seed): args.work / f"{label.replace(' ', '-')}-{seed}" for seed in seeds for label in runs
+    }
+    shares: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    cores = sorted(os.sched_getaffinity(0)) if args.jobs > 1 else []
+    if len(cores) < args.jobs > 1:
+        raise SystemExit(f"--jobs {args.jobs} needs as many CPU cores, found {len(cores)}.")
+    for job in range(args.jobs):
+        shares.put(cores[job :: args.jobs])
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [
+            pool.submit(train, runs[label].split(), folder, seed, shares)
+            for (label, seed), folder in folders.items()
+        ]
+        for job in jobs:
+            job.result()
+    results = {label: [read(folders[label, seed]) for seed in seeds] for label in runs}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "table.md").write_text(table(results, args.score))
     (args.out / "curves.json").write_text(json.dumps(curves(results, args.score), indent=1) + "\n")
@@ -47,17 +62,25 @@ def main() -> None:
     print(table(results, args.score))
 
 
-def train(command: list[str], folder: Path, seed: int) -> None:
-    """Start, resume or skip one run."""
+def train(command: list[str], folder: Path, seed: int, shares: queue.SimpleQueue[list[int]]) -> None:
+    """Start, resume or skip one run, on one of the shares of the cores (an empty one means all)."""
     if (folder / "summary.json").exists() and not json.loads((folder / "summary.json").read_text())[
         "interrupted"
     ]:
         return
     program = [sys.executable, "-m", "imgrl.cli.main", "train"]
     if (folder / "checkpoints").is_dir():
-        subprocess.run([*program, "--resume", str(folder)], check=True)
+        program += ["--resume", str(folder)]
     else:
-        subprocess.run([*program, *command, f"run.seed={seed}", f"run.dir={folder}"], check=True)
+        program += [*command, f"run.seed={seed}", f"run.dir={folder}"]
+    cores, environment = shares.get(), dict(os.environ)
+    if cores:
+        program = ["taskset", "-c", ",".join(map(str, cores)), *program]
+        environment["OMP_NUM_THREADS"] = str(len(cores))
+    try:
+        subprocess.run(program, check=True, env=environment)
+    finally:
+        shares.put(cores)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -75,7 +98,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def curves(results: dict[str, list[list[dict[str, Any]]]], score: str) -> dict[str, Any]:
     """What the picture shows, as numbers."""
     return {
-        label: [[{key: row[key] for key in ("minutes", "images", score)} for row in run] for run in runs]
+        label: [
+            [
+                {key: row[key] for key in ("minutes", "images", score, DIVERSITY, NORM) if key in row}
+                for row in run
+            ]
+            for run in runs
+        ]
         for label, runs in results.items()
     }
 
@@ -103,28 +132,24 @@ def average(runs: list[list[dict[str, Any]]], key: str) -> float:
 
 
 def draw(results: dict[str, list[list[dict[str, Any]]]], score: str, file: Path) -> None:
-    """Curves against images and against minutes; one line a seed, one colour a run."""
+    """The score against images and minutes, and how far it has gone for it; one line a seed, one colour a run."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for axis, x in zip(axes, ("images", "minutes"), strict=True):
+    panels = [("images", score), ("minutes", score), ("minutes", DIVERSITY), ("minutes", NORM)]
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    for axis, (x, y) in zip(axes.flat, panels, strict=True):
         for index, (label, runs) in enumerate(results.items()):
             for number, run in enumerate(runs):
-                points = [(row[x], row[score]) for row in run]
-                axis.plot(
-                    *zip(*points, strict=True),
-                    color=f"C{index}",
-                    alpha=0.8,
-                    label=label if not number else None,
-                )
-        axis.set_xlabel({"images": "training images", "minutes": "training minutes"}[x])
+                points = [(row[x], row[y]) for row in run if y in row]
+                name = label if not number else None
+                axis.plot(*zip(*points, strict=True), color=f"C{index}", alpha=0.8, label=name)
+        axis.set_xlabel(f"training {x}")
+        axis.set_ylabel(y)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(score)
-    axes[0].legend()
-    figure.tight_layout()
+    axes.flat[0].legend()
     figure.savefig(file, dpi=110)
 
 

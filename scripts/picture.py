@@ -1,7 +1,7 @@
 """One picture of a finished run: same-seed images before and after, and the held-out curve between.
 
 python scripts/picture.py runs/my-run --out assets/crd.png
-python scripts/picture.py runs/my-run --curves assets/benchmarks/crd-ten-minutes/curves.json --out assets/crd.png
+python scripts/picture.py runs/my-run --curves assets/benchmarks/crd-nft/curves.json --out assets/crd.png
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import imgrl  # noqa: F401
 from imgrl.types import Prompt
-from imgrl.world.prompts import ALL_TASKS, prompts
+from imgrl.world.prompts import ALL_TASKS, prompts, random_signs, random_word, sign
 from imgrl.world.render import render
 
 TASK_SHARES = {
@@ -22,6 +22,9 @@ TASK_SHARES = {
     "color_attr": 0.15,
     "text": 0.14,
 }
+TEXT = "text"
+RANDOM_WORDS = 0.7
+"""Share of signs that show random letters: from a few hundred words alone the model learns words, not letters."""
 
 
 @cache
@@ -29,16 +32,38 @@ def _pool(task: str) -> list[Prompt]:
     return prompts("train", (task,))
 
 
-def draw_prompt(rng: np.random.Generator) -> Prompt:
-    """A training prompt: the task by its share, then uniform within the task."""
-    task = rng.choice(ALL_TASKS, p=[TASK_SHARES[t] for t in ALL_TASKS])
-    pool = _pool(str(task))
+@cache
+def _kept_out() -> frozenset[str]:
+    """Signs that reinforcement learning trains on and is judged by."""
+    return frozenset(
+        prompt.text
+        for prompt in (*random_signs("train"), *random_signs("heldout"), *prompts("heldout", (TEXT,)))
+    )
+
+
+def draw_prompt(rng: np.random.Generator, *, signs: float = TASK_SHARES[TEXT]) -> Prompt:
+    """A training prompt: the task by its share, then uniform within the task.
+
+    Args:
+        rng: the source of chance.
+        signs: share of signs; the other tasks keep their proportions.
+    """
+    scale = (1 - signs) / (1 - TASK_SHARES[TEXT])
+    shares = {task: scale * share for task, share in TASK_SHARES.items()} | {TEXT: signs}
+    task = str(rng.choice(ALL_TASKS, p=[shares[t] for t in ALL_TASKS]))
+    if task == TEXT and rng.random() < RANDOM_WORDS:
+        while (prompt := sign(random_word(rng))).text in _kept_out():
+            pass
+        return prompt
+    pool = _pool(task)
     return pool[rng.integers(len(pool))]
 
 
-def training_batch(rng: np.random.Generator, count: int, *, tidy: bool = False) -> tuple[Tensor, list[str]]:
+def training_batch(
+    rng: np.random.Generator, count: int, *, tidy: bool = False, signs: float = TASK_SHARES[TEXT]
+) -> tuple[Tensor, list[str]]:
     """Pictures [count, 3, 64, 64] in [-1, 1] and their captions."""
-    chosen = [draw_prompt(rng) for _ in range(count)]
+    chosen = [draw_prompt(rng, signs=signs) for _ in range(count)]
     pixels = np.stack([render(prompt.columns, rng, tidy=tidy) for prompt in chosen])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images, [prompt.text for prompt in chosen]

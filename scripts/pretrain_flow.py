@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pretrain_data import training_batch
+from pretrain_data import TASK_SHARES, TEXT, training_batch
 from pretrain_model import Model, assemble
 from pretrain_tokenizer import build_tokenizer
 from safetensors.torch import load_file, save_file
@@ -32,7 +32,7 @@ BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 128, 1.5e-3, 0.1, 0.999
 
 
 @torch.no_grad()
-def cache_latents(work: Path, count: int, tokenizer: Any, seed: int) -> dict[str, Tensor]:
+def cache_latents(work: Path, count: int, tokenizer: Any, seed: int, signs: float) -> dict[str, Tensor]:
     """Latents (scaled as the pipeline scales them) and token ids of ``count`` rendered pictures."""
     from diffusers import AutoencoderKL
 
@@ -43,7 +43,7 @@ def cache_latents(work: Path, count: int, tokenizer: Any, seed: int) -> dict[str
     rng = np.random.default_rng(seed)
     latents, ids = [], []
     while sum(map(len, latents)) < count:
-        images, captions = training_batch(rng, 250, tidy=True)
+        images, captions = training_batch(rng, 250, tidy=True, signs=signs)
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(images).latent_dist.mean
         latents.append(
@@ -72,13 +72,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--signs", type=float, default=TASK_SHARES[TEXT], help="share of signs among the pictures"
+    )
     parser.add_argument("--init", type=Path, help="a pipeline folder to go on from")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.init is not None and not (args.work / "vae").exists():
         shutil.copytree(args.init / "vae", args.work / "vae")
     tokenizer = build_tokenizer()
-    cache = cache_latents(args.work, args.pictures, tokenizer, args.seed)
+    cache = cache_latents(args.work, args.pictures, tokenizer, args.seed, args.signs)
     empty = tokenize(tokenizer, [""])
     torch.manual_seed(args.seed)
     model = Model(tokenizer)

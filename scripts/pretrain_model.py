@@ -118,10 +118,12 @@ def assemble(model: Any, tokenizer: Any, work: Path) -> None:
     """Write the stock pipeline folder ``<work>/tiny-sd3``."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
+    vae: Any = AutoencoderKL.from_pretrained(work / "vae")
+    vae.register_to_config(_name_or_path="vae")  # or the folder would say where it was made
     StableDiffusion3Pipeline(
         transformer=model.transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=AutoencoderKL.from_pretrained(work / "vae"),
+        vae=vae,
         text_encoder=model.text_encoder.eval(),
         tokenizer=tokenizer,
         text_encoder_2=model.text_encoder_2.eval(),

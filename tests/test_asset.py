@@ -1,5 +1,7 @@
 """The bundled model: a stock pipeline folder, small, and good enough where only rendering and decoding count."""
 
+import json
+
 import numpy as np
 import torch
 
@@ -15,6 +17,12 @@ FOLDER = asset("tiny-sd3")
 
 def test_it_is_at_most_40_megabytes():
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 40e6
+
+
+def test_it_does_not_say_where_it_was_made():
+    for file in asset("tiny-sd3").rglob("*.json"):
+        settings = json.loads(file.read_text())
+        assert not str(settings.get("_name_or_path", "")).startswith("/"), file
 
 
 def test_from_pretrained_and_nothing_else_loads_it_and_our_images_are_its_images():

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from imgrl.errors import DataError
 from imgrl.types import Prompt
 
 __all__ = ["WORLD_SETS", "load_prompts"]
 
-WORLD_SETS: dict[str, tuple[str, tuple[str, ...] | None]] = {
-    "world:train": ("train", None),
-    "world:heldout": ("heldout", None),
-    "world:text-train": ("train", ("text",)),
-    "world:text-random": ("random", ("text",)),
-    "world:text-heldout": ("heldout", ("text",)),
+WORLD_SETS: dict[str, tuple[Literal["train", "heldout"], Literal["six", "words", "random"]]] = {
+    "world:train": ("train", "six"),
+    "world:heldout": ("heldout", "six"),
+    "world:text-train": ("train", "words"),
+    "world:text-heldout": ("heldout", "words"),
+    "world:text-random": ("train", "random"),
+    "world:text-random-heldout": ("heldout", "random"),
 }
-"""Prompts made on the spot: split and tasks (None is GenEval's six)."""
+"""Prompts made on the spot: the split, and GenEval's six tasks, signs with words, or signs with random letters."""
 
 HELD_OUT_PER_TASK = 24
 """Prompts of each task in the held-out sets; tasks with fewer repeat theirs, so that all weigh the same."""
@@ -65,13 +66,13 @@ def _world(source: str) -> list[Prompt]:
         raise DataError(f"There is no prompt set {source!r}; the sets are {', '.join(WORLD_SETS)}.")
     from imgrl.world import prompts as grammar
 
-    split, tasks = WORLD_SETS[source]
-    if split == "random":
-        return grammar.random_signs()
+    split, kind = WORLD_SETS[source]
+    if kind == "random":
+        return grammar.random_signs(split)
     limit = HELD_OUT_PER_TASK if split == "heldout" else None
     return grammar.prompts(
-        split,  # pyright: ignore[reportArgumentType]
-        grammar.TASKS if tasks is None else tasks,
+        split,
+        grammar.TASKS if kind == "six" else ("text",),
         limit_per_task=limit,
         repeat_to_limit=limit is not None,
     )

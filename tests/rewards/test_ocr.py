@@ -4,13 +4,20 @@ import golden_cases
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from imgrl.errors import RewardError
-from imgrl.rewards.ocr import Ocr, _one_device, _open_reader, edit_distance, quoted_text, text_score
+from imgrl.rewards.ocr import (
+    Ocr,
+    _grey,
+    _one_device,
+    _open_reader,
+    quoted_text,
+    text_score,
+)
+from imgrl.rewards.pixels import to_uint8
 
+pytest.importorskip("rapidfuzz")
 REFUSED = ("no_quotes", "empty_target")  # the originals raise; here the reward does not apply
 
 
@@ -30,19 +37,9 @@ def test_recorded_scores(case):
     assert text_score(target, lines, containment=False) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-short = st.text("abC 1", max_size=8)
-
-
-@given(short, short, short)
-def test_edit_distance_is_a_metric(a, b, c):
-    assert edit_distance(a, b) == edit_distance(b, a)
-    assert (edit_distance(a, b) == 0) == (a == b)
-    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
-    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))
-
-
-def test_edit_distance_by_hand():
-    assert edit_distance("kitten", "sitting") == 3  # k>s, e>i, +g
+def test_distances_by_hand():
+    assert text_score("kitten", [("sitting", 0.9)]) == pytest.approx(1 - 3 / 6)  # k>s, e>i, +g
+    assert text_score("abc", [("far too long to be it", 0.9)]) == 0
 
 
 def test_an_empty_target_is_refused():
@@ -83,9 +80,23 @@ def test_nothing_is_read_where_nothing_is_written(ocr):
 
 
 def test_the_batch_does_not_matter(ocr):
-    images = torch.stack([sign("FISH"), torch.ones(3, 64, 64), sign("LEMON")])
-    alone = [ocr.read(image[None])[0] for image in images]
-    assert [[text for text, _ in lines] for lines in ocr.read(images)] == [[t for t, _ in x] for x in alone]
+    muddle = (sign("LEMON") + sign("QUEEN").flip(1)) / 2  # so unsure that EasyOCR reads it twice
+    images = torch.stack([sign("FISH"), torch.ones(3, 64, 64), sign("LEMON"), muddle, sign("GOAT")])
+    together, alone = ocr.read(images), [ocr.read(image[None])[0] for image in images]
+    assert [[text for text, _ in lines] for lines in together] == [[t for t, _ in x] for x in alone]
+    confidences = [[torch.tensor([c for _, c in lines]) for lines in batch] for batch in (together, alone)]
+    for one, other in zip(*confidences, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_reading_together_is_easyocrs_own_reading(ocr):
+    images = torch.stack([sign("FISH"), sign("A1"), sign("LEMON"), torch.ones(3, 64, 64)])
+    pixels = to_uint8(images)
+    level, slanted = ocr._reader.detect(pixels, min_size=1, mag_ratio=1.5, reformat=False)
+    for lines, picture, boxes, free in zip(ocr.read(images), pixels, level, slanted, strict=True):
+        own = ocr._reader.recognize(_grey(picture), boxes, list(free), batch_size=1, reformat=False)
+        assert [text for text, _ in lines] == [text for _, text, _ in own]
+        assert [c for _, c in lines] == pytest.approx([c for *_, c in own], abs=1e-4)
 
 
 def test_recognising_without_a_detector():

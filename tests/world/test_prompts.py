@@ -15,6 +15,7 @@ from imgrl.world.prompts import (
     is_held_out,
     prompts,
     random_signs,
+    sign,
 )
 from imgrl.world.vocabulary import COLORS, RELATIONS, SHAPES, TASKS, WORDS
 
@@ -163,15 +164,22 @@ def test_unknown_names_are_refused():
         prompts("train", ["poetry"])
 
 
-def test_random_signs_are_new_strings_of_three_or_four():
-    signs = random_signs(300)
-    words = [sign.columns["text"] for sign in signs]
-    assert len(set(words)) == 300 and not set(words) & set(WORDS)
-    assert all(re.fullmatch(r"[A-Z0-9]{3,4}", word) for word in words)
-    assert {len(word) for word in words} == {3, 4}
-    assert [(sign.id, sign.text) for sign in signs] == [
-        (i, f'a sign that says "{w}"') for i, w in enumerate(words)
+def test_random_signs_are_new_strings_of_three_to_five_letters_or_digits():
+    train, heldout = random_signs("train"), random_signs("heldout")
+    words = [sign.columns["text"] for sign in (*train, *heldout)]
+    assert len(train) == 452 and len(heldout) == 48
+    assert len(set(words)) == 500 and not set(words) & set(WORDS)
+    assert all(re.fullmatch(r"[A-Z]{3,5}|[0-9]{3,5}", word) for word in words)
+    assert {len(word) for word in words} == {3, 4, 5}
+    assert [(sign.id, sign.text) for sign in train] == [
+        (i, f'a sign that says "{word}"') for i, word in enumerate(words[:452])
     ]
-    assert random_signs(300) == signs
-    digits = sum(character.isdigit() for character in "".join(words)) / len("".join(words))
-    assert 0.05 < digits < 0.2
+    assert 0.05 < sum(word.isdigit() for word in words) / len(words) < 0.2
+
+
+def test_one_sign_is_the_grammars():
+    assert sign("CAT").text == 'a sign that says "CAT"' and sign("CAT").columns["text"] == "CAT"
+    assert (
+        sign("CAT").columns
+        == next(p for p in prompts("train", ["text"]) if p.text == sign("CAT").text).columns
+    )
