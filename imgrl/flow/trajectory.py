@@ -162,14 +162,14 @@ def sample_path(
     sampler: StochasticSampler,
     *,
     start: int,
-    noises: Sequence[Tensor],
+    noises: Sequence[Tensor] | Tensor,
     keep_mean: bool = False,
 ) -> Path:
     """Sample with ``len(noises)`` random steps from step ``start`` on, by Euler's rule elsewhere.
 
     ``velocity_fn(x, sigma)`` receives the level as a scalar tensor; ``noises`` are standard normal ``[n, *d]``.
     """
-    if start < 0 or not noises or start + len(noises) > len(sigmas) - 2:
+    if start < 0 or not len(noises) or start + len(noises) > len(sigmas) - 2:
         raise ValueError(
             f"Expected random steps between 0 and {len(sigmas) - 3} (the last step has no density), got "
             f"{len(noises)} from {start} on."

@@ -65,8 +65,8 @@ def test_a_constant_of_the_group_leaves_the_weights_alone():
 def test_samples_that_went_far_enough_get_no_gradient():
     v, v_ref, target, advantage, group = problem()
     v.requires_grad_()
-    free, _ = dgpo_loss(v, v_ref, target, advantage, group)
-    held, _ = dgpo_loss(v, v_ref, target, advantage, group, ratio_clip=0.1)
+    free, _ = dgpo_loss(v, v_ref, target, advantage, group, beta=0.1)
+    held, _ = dgpo_loss(v, v_ref, target, advantage, group, beta=0.1, ratio_clip=0.1)
     torch.testing.assert_close(free, held)
     (gradient,) = torch.autograd.grad(held.sum(), v)
     ratio = (mean_dims((v_ref - target) ** 2) - mean_dims((v - target) ** 2)).exp()

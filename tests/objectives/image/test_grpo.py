@@ -7,6 +7,7 @@ import torch
 from golden_cases import assert_close, case_id, cases, family, tensor
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from imgrl.anchor import VelocityAnchor, transition_gap
 from imgrl.flow import StochasticSampler, mean_dims, sample_path, sde_step, sigma_schedule
@@ -211,11 +212,12 @@ def test_wrong_settings_and_batches_are_refused():
     for bad, sentence in (
         ({"clip": 0.0}, "clip"),
         ({"advantage_clip": 0.0}, "clip"),
-        ({"ratio": "sum"}, "Unknown GRPO ratio"),
-        ({"kl": "none"}, "Unknown GRPO kl"),
         ({"divergence_limit": 0.0}, "divergence_limit"),
     ):
         with pytest.raises(ValueError, match=sentence):
+            GRPO(**bad)
+    for bad in ({"ratio": "sum"}, {"kl": "none"}):
+        with pytest.raises((ValueError, TypeCheckError)):
             GRPO(**bad)
     sampler = StochasticSampler()
     point = transition(rollout(sampler, keep_mean=False), 0)
