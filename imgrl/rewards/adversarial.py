@@ -17,6 +17,7 @@ from torch import Tensor
 from imgrl.errors import RewardError
 from imgrl.rewards.discriminator import Head, accuracy, balanced, preference_loss, side_loss
 from imgrl.rewards.features import Extractor, Features, load_extractor
+from imgrl.rewards.learning import Peers
 from imgrl.rewards.references import References, load_references
 from imgrl.rewards.replay import Replay
 
@@ -36,20 +37,34 @@ class Schedule:
     enough: float = 0.95
     """Balanced accuracy above which it rests for a round, so that the policy can catch up."""
     gate: bool = False
-    """Learn only in rounds whose images outscore the references (the paper's rule for preference rewards)."""
+    """Learn only in rounds whose images outscore the references (eq. 7, for preference rewards)."""
+    every: int = 1
+    """The policy trains in every so many-th round and the discriminator in the others; 1 is both in all."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
-        if self.steps < 1 or self.warmup < 0:
-            raise ValueError(f"Expected steps >= 1 and warmup >= 0, got {self.steps} and {self.warmup}.")
+        if self.steps < 1 or self.warmup < 0 or self.every < 1:
+            raise ValueError(
+                f"Expected steps >= 1, warmup >= 0, every >= 1, got {self.steps}, {self.warmup}, {self.every}."
+            )
         if not 0.5 < self.enough <= 1:
             raise ValueError(f"Expected enough, an accuracy, in (0.5, 1], got {self.enough}.")
 
+    def trains(self, round: int) -> bool:
+        """Whether the policy trains in a round, counted from 0."""
+        return round >= self.warmup and (round + 1) % self.every == 0
+
     def learns(self, round: int, measured: float, *, outscored: bool) -> bool:
-        """Whether the discriminator learns from this round."""
+        """Whether the discriminator learns from a round."""
         if round < self.warmup:
             return True
+        if self.every > 1:
+            return not self.trains(round)
         return measured <= self.enough and (outscored or not self.gate)
+
+
+OFFICIAL = Schedule(steps=1, warmup=0, enough=1.0, every=10)
+"""The released code's: nine rounds of one step for the discriminator, then one for the policy."""
 
 
 class Adversarial:
@@ -60,13 +75,16 @@ class Adversarial:
         backbone: frozen network; see :func:`imgrl.rewards.features.load_extractor`.
         side: pixels to which images are resized for it.
         loss: ``hinge``, ``bce``, or ``pairwise``: a reference beats the generated image of the same prompt.
-        overall: weight of the image's one logit.
+        overall: weight of the image's one logit, in the loss and in the reward.
         patches: weight of the mean logit of its patches.
         hidden: width of the head.
         lr: Adam's rate for the head.
-        batch: images of each side in a step.
-        replay: share of generated images in a step that come from earlier rounds.
+        batch: images of each side in a step; None for a round's.
+        replay: share of generated images in a step that come from earlier rounds; ``pairwise`` has none.
+        memory: images of earlier rounds that are kept, as features.
         schedule: fields of :class:`Schedule`.
+        compat: ``official`` takes the released code's schedule, loss weights (1 and 0.3), whole-round steps and no
+            replay. Its head was trained on raw and scored on normalised features; that mistake is not repeated.
         seed: of the head and of every draw.
     """
 
@@ -81,29 +99,37 @@ class Adversarial:
         patches: float = 0.3,
         hidden: int = 512,
         lr: float = 1e-4,
-        batch: int = 64,
+        batch: int | None = 64,
         replay: float = 0.25,
+        memory: int = 256,
         schedule: dict[str, Any] | None = None,
+        compat: Literal["official"] | None = None,
         seed: int = 0,
     ) -> None:
         if loss not in ("hinge", "bce", "pairwise"):
             raise ValueError(f"Unknown discriminator loss {loss!r}; choose 'hinge', 'bce' or 'pairwise'.")
         if overall < 0 or patches < 0 or overall + patches == 0:
             raise ValueError(f"Expected weights >= 0, one of them above, got {overall} and {patches}.")
-        if not lr > 0 or batch < 2 or not 0 <= replay < 1:
+        if not lr > 0 or (batch is not None and batch < 2) or not 0 <= replay < 1:
             raise ValueError(
-                f"Expected lr > 0, batch >= 2, replay in [0, 1), got {lr}, {batch} and {replay}."
+                f"Expected lr > 0, batch >= 2 or none, replay in [0, 1), got {lr}, {batch} and {replay}."
             )
-        self.source, self.loss, self.weights = references, loss, (overall, patches)
-        self.batch, self.share, self.seed = batch, replay, seed
-        self.schedule = Schedule(**(schedule or {}))
+        if compat not in (None, "official") or (compat and schedule):
+            raise ValueError(f"Expected compat 'official' without a schedule, or none, got {compat!r}.")
+        self.source, self.loss, self.seed = references, loss, seed
+        self.weights = self.loss_weights = (overall, patches)
+        self.batch, self.share, self.schedule = batch, replay, Schedule(**(schedule or {}))
+        if compat:
+            self.loss_weights, self.batch, self.share, self.schedule = (1.0, 0.3), None, 0.0, OFFICIAL
         self.extractor: Extractor = load_extractor(backbone, side=side)
-        self.head = Head(self.extractor.width, hidden=hidden, generator=torch.Generator().manual_seed(seed))
+        head = Head(self.extractor.width, hidden=hidden, generator=torch.Generator().manual_seed(seed))
+        self.head = head.to(self.extractor.device)
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=lr, betas=(0.5, 0.999))
-        self.replay = Replay(capacity=16 * batch)
+        self.replay = Replay(capacity=memory)
         self.round = 0
         self._references: References | None = None
         self._seen: Features | None = None
+        self._scored: tuple[Tensor, Features] | None = None
 
     # ------------------------------------------------------------ references
 
@@ -121,7 +147,7 @@ class Adversarial:
         raw = self.extractor(torch.cat(drawn))
         flat = raw.patches.flatten(0, 1)
         self._mean, self._scale = flat.mean(0), flat.std(0) + 1e-3 * flat.std()
-        self._seen = self._standard(raw)
+        self._seen, self._scored = self._standard(raw), None
 
     def _standard(self, raw: Features) -> Features:
         """Features in standard deviations of the references' patches: a head learns little from uneven scales."""
@@ -136,82 +162,75 @@ class Adversarial:
     # --------------------------------------------------------------- scoring
 
     def features(self, images: Tensor) -> Features:
-        """The one way from pixels to what the head reads."""
+        """The one way from pixels to what the head reads; the images last scored are not looked at twice."""
         self._known  # noqa: B018 - says what is missing
-        return self._standard(self.extractor(images))
+        if self._scored is None or not torch.equal(self._scored[0], images):
+            self._scored = (images, self._standard(self.extractor(images)))
+        return self._scored[1]
 
     def logit(self, features: Features) -> Tensor:
         """Logit [n] of each image: weighted sum of its own and of the mean of its patches'."""
-        return self.weights[0] * self.head(features.overall) + self.weights[1] * self.head(
-            features.patches
-        ).mean(1)
+        overall, patches = self.head(features.overall), self.head(features.patches)
+        return self.weights[0] * overall + self.weights[1] * patches.mean(1)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Rewards [n] of images [n, 3, H, W] in [0, 1]: logits, higher is more like the references."""
-        return self.logit(self.features(images))
+        return self.logit(self.features(images)).cpu()
 
     # -------------------------------------------------------------- learning
 
     @property
     def waits(self) -> bool:
-        """Whether the policy should wait: the discriminator has not yet seen enough."""
-        return self.round < self.schedule.warmup
+        """Whether the policy should not train on this round."""
+        return not self.schedule.trains(self.round)
 
-    def learn(
-        self,
-        images: Tensor,
-        prompts: Sequence[str],
-        *,
-        average: Callable[[list[torch.nn.Parameter]], None] = lambda _: None,
-    ) -> dict[str, float]:
-        """Learn from one process's images of a round; returns what to log.
+    def learn(self, images: Tensor, prompts: Sequence[str], *, peers: Peers) -> dict[str, float]:
+        """Learn from one process's images of a round; returns what to log, the same on every process.
 
-        ``average`` replaces gradients by their mean over processes, which keeps the head equal on all of them.
+        Gradients are averaged over processes, and what decides is measured over all of them, so the head stays equal
+        everywhere.
         """
         references, seen = self._known
-        generator = torch.Generator().manual_seed(hash((self.seed, self.round)) % 2**63)
-        rows = references.draw(prompts, generator)
-        generated, own = self.features(images), _rows(seen, rows)
-        with torch.no_grad():
-            scores, ours = self.logit(generated), self.logit(own)
-        measured = _accuracy(ours, scores)
-        outscored = bool(scores.mean() > ours.mean())
-        learns = self.schedule.learns(self.round, measured, outscored=outscored)
-        losses = []
-        for _ in range(self.schedule.steps if learns else 0):
-            losses.append(self._step(generated, own, generator, average))
+        key = (1_000_003 * self.seed + self.round) * 4096 + peers.rank  # each process draws for itself
+        generator = torch.Generator().manual_seed(key)
+        generated = self.features(images)
+        own = _rows(seen, references.draw(prompts, generator))
+        measured, ours, theirs = self._measured(own, generated, peers)
+        learns = self.schedule.learns(self.round, measured, outscored=theirs > ours)
+        losses = [
+            self._step(own, generated, generator, peers) for _ in range(self.schedule.steps if learns else 0)
+        ]
         self.replay.add(generated, generator)
         self.round += 1
-        return {
-            "accuracy": measured,
-            "margin": float(ours.mean() - scores.mean()),
-            "loss": sum(losses) / len(losses) if losses else float("nan"),
-            "learned": float(learns),
-        }
+        told = {"accuracy": measured, "margin": ours - theirs, "learned": float(learns)}
+        return told | ({"loss": sum(losses) / len(losses)} if losses else {})
 
-    def _step(
-        self,
-        generated: Features,
-        own: Features,
-        generator: torch.Generator,
-        average: Callable[[list[torch.nn.Parameter]], None],
-    ) -> float:
+    @torch.no_grad()
+    def _measured(self, own: Features, generated: Features, peers: Peers) -> tuple[float, float, float]:
+        """Balanced accuracy, and mean score of references and of generated images, over all processes."""
+        ours, theirs = self.logit(own), self.logit(generated)
+        logit = torch.cat([ours, theirs])
+        right = accuracy(logit, torch.arange(len(logit), device=logit.device) < len(ours))
+        parts = peers.add_numbers([float(right), float(ours.mean()), float(theirs.mean())])
+        right, mean_ours, mean_theirs = (part / peers.size for part in parts)
+        return right, mean_ours, mean_theirs
+
+    def _step(self, own: Features, generated: Features, generator: torch.Generator, peers: Peers) -> float:
         """One optimiser step; references are drawn with the generated images whose prompts they share."""
-        count = len(generated.overall)
-        chosen = torch.randperm(count, generator=generator)[: self.batch]
+        chosen = torch.randperm(len(generated.overall), generator=generator)[: self.batch]
         fake, real = _rows(generated, chosen), _rows(own, chosen)
-        old = int(self.share * len(chosen))
-        if self.loss != "pairwise" and old and len(self.replay):
+        old = int(self.share * len(chosen)) if self.loss != "pairwise" else 0
+        if old and len(self.replay):
             past = self.replay.draw(old, generator)
-            fake = Features(*(torch.cat([a[old:], b]) for a, b in zip(fake, past, strict=True)))
+            fake = Features(*(torch.cat([new[old:], kept]) for new, kept in zip(fake, past, strict=True)))
         parts = [self._loss(self.head(r), self.head(f)) for r, f in zip(real, fake, strict=True)]
-        loss = self.weights[0] * parts[0] + self.weights[1] * parts[1]
+        loss = self.loss_weights[0] * parts[0] + self.loss_weights[1] * parts[1]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average(list(self.head.parameters()))
+        (loss / peers.size).backward()
+        peers.add_gradients(self.head.parameters())
         self.optimizer.step()
-        return float(loss.detach())
+        return peers.add_numbers([float(loss.detach())])[0] / peers.size
 
     def _loss(self, real: Tensor, fake: Tensor) -> Tensor:
         if self.loss == "pairwise":
@@ -222,27 +241,23 @@ class Adversarial:
 
     # ----------------------------------------------------------------- state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, peers: Peers) -> dict[str, Any]:
         """Everything that the next round depends on."""
         return {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "replay": self.replay.state_dict(),
+            "replay": self.replay.state_dict(peers),
             "round": self.round,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], peers: Peers) -> None:
         """Go on from a saved state."""
         self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.replay.load_state_dict(state["replay"])
+        kept = state["optimizer"]  # numbers of parameters are texts once they have been through JSON
+        self.optimizer.load_state_dict({**kept, "state": {int(k): v for k, v in kept["state"].items()}})
+        self.replay.load_state_dict(state["replay"], peers)
         self.round = int(state["round"])
 
 
 def _rows(features: Features, rows: Tensor) -> Features:
-    return Features(*(part[rows] for part in features))
-
-
-def _accuracy(real: Tensor, fake: Tensor) -> float:
-    logit = torch.cat([real, fake])
-    return float(accuracy(logit, torch.arange(len(logit)) < len(real)))
+    return Features(*(part[rows.to(part.device)] for part in features))

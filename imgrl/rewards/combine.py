@@ -12,6 +12,7 @@ from torch import Tensor
 from imgrl.errors import RewardError
 from imgrl.rewards.base import Reward, column_names
 from imgrl.rewards.calling import Failure, Patience
+from imgrl.rewards.learning import Learners
 from imgrl.rewards.resolve import make
 from imgrl.rewards.spec import RewardSpec, read_spec
 from imgrl.types import Prompt, Scores
@@ -37,6 +38,7 @@ class RewardSet:
         self.specs = dict(specs)
         self.failure_budget = failure_budget
         self.rewards = {name: _build(name, spec) for name, spec in specs.items()}
+        self.learners = Learners(self.rewards)
         self._columns: frozenset[str] = frozenset()
         self._last: dict[str, Failure] = {}
 
@@ -68,6 +70,7 @@ class RewardSet:
             RewardError: if a reward misses a column, raises, or breaks its contract.
         """
         self._columns = column_names(prompts)
+        self.learners.prepare(height=height, width=width, round_trip=lambda images: images)
         images = torch.stack([torch.full((3, height, width), level) for level in (0.25, 0.75)])
         low = high = 0.0
         for name, reward in self.rewards.items():
@@ -153,40 +156,6 @@ class RewardSet:
                     f"Reward {name!r} failed on {missed} of {count} images, more than the budget of "
                     f"{self.failure_budget:.0%}; {story}."
                 ) from last
-
-    def learn(self, images: Tensor, prompts: Sequence[Prompt], **inputs: Any) -> dict[str, dict[str, float]]:
-        """Let every learning reward learn from the round's images; return their metrics by name.
-
-        Args:
-            images: float [n, 3, H, W] in [0, 1].
-            prompts: one an image.
-            **inputs: handed through to ``learn(images, prompts, **inputs)``.
-        """
-        texts = [prompt.text for prompt in prompts]
-        return {
-            name: dict(reward.target.learn(images, texts, **inputs) or {})
-            for name, reward in self.rewards.items()
-            if reward.learns
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the learning rewards by name; empty if none learns."""
-        return {name: reward.target.state_dict() for name, reward in self.rewards.items() if reward.learns}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the learning rewards.
-
-        Raises:
-            RewardError: if the state belongs to other rewards.
-        """
-        learning = {name for name, reward in self.rewards.items() if reward.learns}
-        if set(state) != learning:
-            raise RewardError(
-                f"The saved state is of the learning rewards {sorted(state)}, "
-                f"but this run has {sorted(learning)}."
-            )
-        for name in learning:
-            self.rewards[name].target.load_state_dict(state[name])
 
 
 def _build(name: str, spec: RewardSpec) -> Reward:

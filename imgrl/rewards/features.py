@@ -38,6 +38,8 @@ class Extractor(Protocol):
     """Length of a vector."""
     side: int
     """Pixels to which images are resized."""
+    device: torch.device
+    """Where it computes and its features lie."""
 
     def __call__(self, images: Tensor) -> Features:
         """Features of float images [n, 3, H, W] in [0, 1], the same in any batch."""
@@ -60,17 +62,18 @@ class _Frozen:
     def __init__(self, name: str, network: Any, *, side: int, batch: int, mean: Any, std: Any) -> None:
         self.name, self.side, self.batch = name, side, batch
         self.network = network.eval().requires_grad_(False)
+        self.device = next(network.parameters()).device
         self.mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         self.width = int(self(torch.zeros(1, 3, side, side)).overall.shape[1])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a head is trained on these
     def __call__(self, images: Tensor) -> Features:
         """Features of float images [n, 3, H, W] in [0, 1]."""
-        where = next(self.network.parameters()).device
-        mean, std = self.mean.to(where), self.std.to(where)
+        mean, std = self.mean.to(self.device), self.std.to(self.device)
         parts = [
-            self._see(prepared(part.to(where), self.side, mean, std)) for part in images.split(self.batch)
+            self._see(prepared(part.to(self.device), self.side, mean, std))
+            for part in images.split(self.batch)
         ]
         return Features(*(torch.cat(kind).float() for kind in zip(*parts, strict=True)))
 

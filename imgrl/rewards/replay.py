@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from imgrl.rewards.features import Features
+from imgrl.rewards.learning import Peers
 
 __all__ = ["Replay"]
 
@@ -25,34 +26,32 @@ class Replay:
         return 0 if self._kept is None else len(self._kept.overall)
 
     def add(self, features: Features, generator: torch.Generator) -> None:
-        """Take images in; of more than fit, a random part."""
-        new = Features(*(part.detach().clone() for part in features))
-        if self._kept is None:
-            self._kept = Features(*(part[: self.capacity] for part in new))
-            return
+        """Take images in, in random order: first into free places, then in place of random others."""
+        order = torch.randperm(len(features.overall), generator=generator)
+        new = Features(*(part.detach()[order.to(part.device)] for part in features))
         free = self.capacity - len(self)
-        if free:
-            self._kept = Features(
-                *(torch.cat([old, part[:free]]) for old, part in zip(self._kept, new, strict=True))
-            )
-        rest = Features(*(part[free:] for part in new))
-        count = min(len(rest.overall), self.capacity)
-        if count:
-            places = torch.randperm(self.capacity, generator=generator)[:count]
-            for old, part in zip(self._kept, rest, strict=True):
-                old[places] = part[:count]
+        if self._kept is None:
+            self._kept = Features(*(part[:free] for part in new))
+        elif free:
+            both = zip(self._kept, new, strict=True)
+            self._kept = Features(*(torch.cat([old, part[:free]]) for old, part in both))
+        rest = Features(*(part[free : free + self.capacity] for part in new))
+        places = torch.randperm(self.capacity, generator=generator)[: len(rest.overall)]
+        for old, part in zip(self._kept, rest, strict=True):
+            old[places.to(old.device)] = part
 
     def draw(self, count: int, generator: torch.Generator) -> Features:
         """``count`` images, with repetition."""
         if self._kept is None:
             raise ValueError("There is nothing to draw from yet.")
-        rows = torch.randint(len(self), (count,), generator=generator)
+        rows = torch.randint(len(self), (count,), generator=generator).to(self._kept.overall.device)
         return Features(*(part[rows] for part in self._kept))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The images held."""
-        return {} if self._kept is None else {"overall": self._kept.overall, "patches": self._kept.patches}
+    def state_dict(self, peers: Peers) -> dict[str, Any]:
+        """The images held by all processes."""
+        return {} if self._kept is None else {k: peers.gather(v) for k, v in self._kept._asdict().items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold what was saved."""
-        self._kept = Features(state["overall"], state["patches"]) if state else None
+    def load_state_dict(self, state: dict[str, Any], peers: Peers) -> None:
+        """Hold this process's share of what was saved."""
+        parts = {k: v.tensor_split(peers.size)[peers.rank].clone() for k, v in state.items()}
+        self._kept = Features(**parts) if parts else None

@@ -17,6 +17,7 @@ from imgrl.training import run_folder
 from imgrl.training.distributed import World
 from imgrl.training.heldout import HeldOut
 from imgrl.training.interrupt import Interrupt
+from imgrl.training.learning import Alarms, learn_from
 from imgrl.training.phases import Phases
 from imgrl.training.reporting import Reporter, Silent, Summary
 from imgrl.training.rollout import Rollout, advantages_of, collect
@@ -58,7 +59,7 @@ class Trainer:
         parts = prepare(self.recipe, resume=resume)
         reporter = self.reporter if parts.world.main else Silent()
         self.phases = Phases(reporter.phase)
-        self.metrics = Metrics(parts.folder, parts.world)
+        self.metrics, self.alarms = Metrics(parts.folder, parts.world), Alarms()
         self.heldout = HeldOut(parts, self.phases)
         parts.updater.phases = self.phases
         if resume:
@@ -66,6 +67,7 @@ class Trainer:
             self.round, self.step, self.seconds = done.round, done.step, done.seconds
             self.phases.seconds.update(done.phases)
             self.metrics.rewind(self.round)
+            self.alarms.replay(self.metrics.rows())
         reporter.start(self.recipe, self.recipe.run.rounds)
         for message in parts.messages:
             reporter.message(message)
@@ -91,14 +93,21 @@ class Trainer:
             phases=self.phases,
         )
         advantages, mine = advantages_of(rollout, recipe=recipe, world=world)
-        result = parts.updater.run(rollout, advantages, mine, round=self.round, step=self.step)
+        waits = parts.rewards.learners.waiting
+        result = UpdateResult(steps=0, metrics={})
+        if not waits:
+            result = parts.updater.run(rollout, advantages, mine, round=self.round, step=self.step)
         self.step += result.steps
         with self.phases("blend"):
             decays = self._blend(parts, result)
+        with self.phases("learn"):  # after scoring: all images of a round are judged by one discriminator
+            learned = learn_from(rollout, parts.rewards, world, waited=waits)
         self.round += 1
         self.seconds += world.first(time.perf_counter() - start)
-        row = self._row(rollout, advantages, result, world) | decays
+        row = self._row(rollout, advantages, result, world) | decays | learned
         reporter.round_end(self.round, row)
+        for alarm in self.alarms(row):
+            reporter.message(alarm)
         if due(self.round, recipe.evaluation.every) and not self._done():
             scores = self.heldout.scores(self.round, recipe.evaluation.steps[:1])
             reporter.evaluation(self.round, scores)

@@ -13,8 +13,8 @@ __all__ = ["BESIDE_TRAINING", "NETWORK", "Phases"]
 
 BESIDE_TRAINING = ("evaluation", "checkpoint", "export")
 """Phases that do not count as training time."""
-NETWORK = ("rollout", "decode", "reward", "update")
-"""Phases inside the network, the VAE or a reward; the rest of a round is overhead."""
+NETWORK = ("rollout", "decode", "reward", "update", "learn")
+"""Phases inside the network, the VAE or a reward, one that learns included; the rest of a round is overhead."""
 
 
 class Phases:

@@ -25,8 +25,8 @@ class Summary:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """How the scores were made: prompts, images a prompt, steps, guidance, seed, weights."""
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall time by phase: of the rounds rollout, decode, reward, points (noised latents), update, blend, other; beside
-    them evaluation, checkpoint and export."""
+    """Wall time by phase: of the rounds rollout, decode, reward, points (noised latents), update, blend, learn (rewards
+    that learn), other; beside them evaluation, checkpoint and export."""
     paths: Mapping[str, str] = field(default_factory=dict)
     """What was written, by name: lora, metrics, checkpoint, grids."""
     interrupted: bool = False

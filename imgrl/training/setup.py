@@ -64,6 +64,7 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
     copies = kept_copies(recipe)
     policy = _policy(recipe, world, copies)
     check_model(recipe, policy)
+    _prepare_learners(recipe, checked.rewards, policy)
     messages = _encode_ahead(policy, [*checked.prompts, *checked.heldout], world, folder)
     world.wait()
     return Parts(
@@ -124,6 +125,16 @@ def _policy(recipe: Recipe, world: World, copies: tuple[str, ...]) -> Policy:
         distilled_guidance=model.distilled_guidance,
         fold_zero_tokens=model.fold_zero_tokens,
     )
+
+
+def _prepare_learners(recipe: Recipe, rewards: RewardSet, policy: Policy) -> None:
+    """Show rewards that learn their references as the policy's own autoencoder draws them."""
+
+    def round_trip(images: torch.Tensor) -> torch.Tensor:
+        return policy.decode(policy.to_latents(images, batch=8), batch=8).cpu()
+
+    height, width = recipe.model.height or policy.default_size, recipe.model.width or policy.default_size
+    rewards.learners.prepare(height=height, width=width, round_trip=round_trip)
 
 
 def _encode_ahead(policy: Policy, prompts: Sequence[Prompt], world: World, folder: Path) -> list[str]:

@@ -50,10 +50,11 @@ def save(parts: Parts, progress: Progress) -> Path:
     Random numbers need no state: each is drawn from a key (run seed, round, row).
     """
     run = parts.folder
+    learned = parts.rewards.learners.state_dict(parts.world)  # every process has a part of it
     if parts.world.main:
         weights = parts.policy.weights
         sampler_tensors, sampler_plain = split_tensors(parts.sampler.state_dict())
-        reward_tensors, reward_plain = split_tensors(parts.rewards.state_dict())
+        reward_tensors, reward_plain = split_tensors(learned)
         write_checkpoint(
             run,
             progress.round,
@@ -99,7 +100,7 @@ def restore(parts: Parts) -> Progress:
         parts.policy.weights.load_state_dict(name, saved)
     restore_optimizer(parts.updater.optimizer, tensors["optimizer"])
     parts.sampler.load_state_dict(join_tensors(tensors["sampler"], state["sampler"]))
-    parts.rewards.load_state_dict(join_tensors(tensors["rewards"], state["rewards"]))
+    parts.rewards.learners.load_state_dict(join_tensors(tensors["rewards"], state["rewards"]), parts.world)
     if state["scaler"]:
         parts.updater.scaler.load_state_dict(state["scaler"])
     return Progress(

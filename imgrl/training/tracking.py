@@ -39,6 +39,12 @@ class Metrics:
         rows = [line for line in self.file.read_text().splitlines() if _round_of(line) <= round]
         replace(self.file, "".join(f"{row}\n" for row in rows))
 
+    def rows(self) -> list[dict[str, float]]:
+        """Everything logged so far, on the main process."""
+        if not self.world.main or not self.file.exists():
+            return []
+        return [json.loads(line) for line in self.file.read_text().splitlines()]
+
 
 def _round_of(line: str) -> float:
     try:

@@ -111,23 +111,24 @@ class Learner:
     def __call__(self, images, prompts):
         return self.factor * images.mean((1, 2, 3))
 
-    def learn(self, images, prompts, *, by):
-        self.factor = self.factor + by
+    def learn(self, images, prompts, *, peers):
+        self.factor = self.factor + peers.size
         return {"factor": float(self.factor)}
 
-    def state_dict(self):
+    def state_dict(self, peers):
         return {"factor": self.factor}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state, peers):
         self.factor = state["factor"]
 
 
 def test_learning_rewards_keep_their_state():
     specs = {"learner": RewardSpec(use=Learner, args={"factor": 2.0}), "fixed": lambda i, p: [0.0] * 3}
     rewards = RewardSet.from_specs(specs)
-    assert rewards.learn(IMAGES, PROMPTS, by=1.0) == {"learner": {"factor": 3.0}}
+    assert rewards.learners.learn(IMAGES, PROMPTS) == {"learner": {"factor": 3.0}}
+    assert not rewards.learners.waiting
     fresh = RewardSet.from_specs(specs)
-    fresh.load_state_dict(rewards.state_dict())
+    fresh.learners.load_state_dict(rewards.learners.state_dict())
     assert fresh.score(IMAGES, PROMPTS).total.tolist() == [1.5] * 3
     with pytest.raises(RewardError, match=r"learning rewards \[\], but this run has \['learner'\]"):
-        fresh.load_state_dict({})
+        fresh.learners.load_state_dict({})

@@ -53,7 +53,11 @@ def darkness(images, prompts):
         (brightness, 0, AWM(**FREE, old=Constant(value=0.0))),
         (brightness, 0, DGPO(**FREE, old=Constant(value=0.0))),
         (brightness, 0, GRPO(clip=1e-2)),
-        (darkness, 0, GRPO(sampler=StochasticSampler(kind="cps", window=1), clip=1e-2, ratio="guard")),
+        (
+            darkness,
+            0,
+            GRPO(sampler=StochasticSampler(kind="cps", window=2, reach=1.0), clip=1e-2, ratio="guard"),
+        ),
     ],
     ids=["bright-0", "bright-1", "bright-2", "dark", "nft", "awm", "dgpo", "grpo", "grpo-cps-dark"],
 )

@@ -76,10 +76,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(recipe, whole, st
     assert summary.before == json.loads((whole / "summary.json").read_text())["before"]
 
 
-def test_a_run_with_random_steps_resumes_bit_for_bit(recipe):
+def test_a_run_with_random_steps_resumes_bit_for_bit(recipe, tmp_path):
     objective = GRPO(sampler=StochasticSampler(kind="cps", window=1, reach=0.7))
     settings = {"run_rounds": 2, "objective": objective, "rollout": Rollout(steps=4)}
-    whole, parts = recipe(**settings), recipe(**settings)
+    whole, parts = recipe(**settings, run_dir=str(tmp_path / "whole")), recipe(**settings)
     Trainer(whole).train()
     Trainer(dataclasses.replace(parts, run=dataclasses.replace(parts.run, rounds=1))).train()
     Trainer(parts).train(resume=True)

@@ -1,0 +1,121 @@
+"""Rewards that learn: what they are called with beside scoring, and what several processes owe each other.
+
+A reward learns if it has a method ``learn(images, prompts, *, peers) -> metrics``. It may have ``prepare(height, width,
+round_trip)``, called before the first score, and an attribute ``waits``, true while the policy should not train yet. Its
+``state_dict(peers)`` and ``load_state_dict(state, peers)`` are part of every checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from imgrl.errors import RewardError
+from imgrl.rewards.base import Reward
+from imgrl.types import Prompt
+
+__all__ = ["Alone", "Learners", "Peers"]
+
+
+class Peers(Protocol):
+    """The processes of a run; every method must be called on all of them."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        ...
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of all processes, in rank order."""
+        ...
+
+    def add_numbers(self, values: Sequence[float]) -> list[float]:
+        """Sums over processes."""
+        ...
+
+    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over processes."""
+        ...
+
+
+class Alone:
+    """A run of one process."""
+
+    rank, size = 0, 1
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows themselves."""
+        return rows
+
+    def add_numbers(self, values: Sequence[float]) -> list[float]:
+        """The numbers themselves."""
+        return list(values)
+
+    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Nothing to add."""
+
+
+class Learners:
+    """Those rewards of a set that learn."""
+
+    def __init__(self, rewards: Mapping[str, Reward]) -> None:
+        self.targets: dict[str, Any] = {
+            name: reward.target for name, reward in rewards.items() if reward.learns
+        }
+
+    def __bool__(self) -> bool:
+        """Whether any learns."""
+        return bool(self.targets)
+
+    def prepare(self, *, height: int, width: int, round_trip: Callable[[Tensor], Tensor]) -> None:
+        """Show each what images to come look like.
+
+        Args:
+            height: of the images.
+            width: of the images.
+            round_trip: images [n, 3, H, W] in [0, 1] through the policy's own autoencoder.
+        """
+        for target in self.targets.values():
+            if hasattr(target, "prepare"):
+                target.prepare(height=height, width=width, round_trip=round_trip)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the policy should not train on this round."""
+        return any(bool(getattr(target, "waits", False)) for target in self.targets.values())
+
+    def learn(
+        self, images: Tensor, prompts: Sequence[Prompt], *, peers: Peers | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Let each learn from one process's images [n, 3, H, W] in [0, 1] of a round; its metrics by name."""
+        texts = [prompt.text for prompt in prompts]
+        return {
+            name: dict(target.learn(images, texts, peers=peers or Alone()) or {})
+            for name, target in self.targets.items()
+        }
+
+    def state_dict(self, peers: Peers | None = None) -> dict[str, Any]:
+        """State by name; the same on every process."""
+        return {name: target.state_dict(peers or Alone()) for name, target in self.targets.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], peers: Peers | None = None) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            RewardError: if the state belongs to other rewards.
+        """
+        if set(state) != set(self.targets):
+            raise RewardError(
+                f"The saved state is of the learning rewards {sorted(state)}, "
+                f"but this run has {sorted(self.targets)}."
+            )
+        for name, target in self.targets.items():
+            target.load_state_dict(state[name], peers or Alone())

