@@ -1,6 +1,7 @@
 """Reference images: what a learning reward takes for good, and what a style is learned from.
 
-They come as a folder of pictures, as a JSON-lines file that gives prompts theirs, or as a list. Whatever is wrong with
+They come as a folder of pictures, as a file that lists them, as a JSON-lines file that gives prompts theirs, as a list,
+or rendered by the embedded world. Whatever is wrong with
 them is said at once, before anything expensive starts.
 """
 
@@ -62,8 +63,9 @@ def load_references(
     """Read, check and fit reference images.
 
     Args:
-        source: a folder (searched with its subfolders), a JSON-lines file of ``{"prompt": ..., "refs": [paths]}`` with
-            paths relative to the file, or a list of files.
+        source: a folder (searched with its subfolders), a text file with a path a line, a JSON-lines file of
+            ``{"prompt": ..., "refs": [paths]}``, a list of files, or ``world:STYLE[:COUNT]`` (100 pictures of the
+            embedded world). Paths are relative to the file that has them.
         height: of the images to make, pixels.
         width: of the images to make, pixels.
         least: fewer than this many are refused.
@@ -72,6 +74,8 @@ def load_references(
         DataError: listing every file that is missing, unreadable, transparent, CMYK, deeper than 8 bits, smaller than
             8 pixels or a copy of another; or saying that there are too few.
     """
+    if isinstance(source, str) and source.startswith("world:"):
+        return _rendered(source, height, width)
     entries = list(_entries(source))
     images, files, of_prompt = [], [], {}
     rows: dict[Path, int] = {}
@@ -134,8 +138,31 @@ def _entries(source: str | Path | Sequence[str | Path]) -> Iterator[tuple[str | 
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
             if line.strip():
                 yield from _row(line, f"{path}:{number}", path.parent)
+    elif path.suffix == ".txt" and path.is_file():
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        yield from ((None, path.parent / line.strip()) for line in lines if line.strip())
     else:
-        raise DataError(f"References come from a folder of pictures or a .jsonl file; {path} is neither.")
+        raise DataError(
+            f"References come from a folder of pictures, a .txt or .jsonl file, or world:STYLE; {path} is none."
+        )
+
+
+def _rendered(source: str, height: int, width: int) -> References:
+    """Pictures of the embedded world in one of its styles."""
+    from imgrl.world.styles import STYLES, style_set
+
+    _, style, *rest = source.split(":")
+    count = int(rest[0]) if rest and rest[0].isdigit() else 100
+    if style not in STYLES or len(rest) > 1 or (rest and not rest[0].isdigit()) or not count:
+        raise DataError(
+            f"Rendered references are world:STYLE or world:STYLE:COUNT with one of {', '.join(STYLES)}, got {source!r}."
+        )
+    made = style_set(style, count)
+    return References(
+        images=torch.stack([fit(Image.fromarray(pixels), height, width) for _, pixels in made]),
+        files=tuple(f"{source}/{number}" for number in range(count)),
+        of_prompt={},
+    )
 
 
 def _row(line: str, where: str, folder: Path) -> Iterator[tuple[str, Path]]:

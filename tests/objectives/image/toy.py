@@ -6,6 +6,7 @@ hacking) and ``spread`` the standard deviation inside modes relative to the data
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -128,6 +129,7 @@ class Run:
     updates: int = 100
     seed: int = 0
     size: int = 24
+    reward: Callable[[Tensor, Tensor], Tensor] = reward_of
     curve: list[float] = field(default_factory=list)
 
     def __call__(self) -> Flow:
@@ -139,7 +141,7 @@ class Run:
         for step in range(1, self.updates + 1):
             source = old if objective.sampling is None else sampler
             path = self.sample(source, group, generator)
-            raw = reward_of(path.clean, group)
+            raw = self.reward(path.clean, group)
             self.curve.append(raw.mean().item())
             earned = {"advantage": group_advantages(raw, group).advantage.float(), "raw": raw, "group": group}
             optimizer.zero_grad()
