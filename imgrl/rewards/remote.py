@@ -71,7 +71,9 @@ class Remote:
         self, images: Tensor, prompts: Sequence[str], /, **columns: Sequence[Any]
     ) -> list[float | None]:
         """Score images [n, 3, H, W] in [0, 1]; None where the server's reward does not apply."""
-        step = len(prompts) if self.groupwise else self.most_images
+        # The server's limits on images and bytes; 4 bytes a pixel where 3 are sent leave room for text and columns.
+        room = self.most_sent // (4 * images.shape[-2] * images.shape[-1])
+        step = len(prompts) if self.groupwise else max(1, min(self.most_images, room))
         scores: list[float | None] = []
         for first in range(0, len(prompts), step):
             part = slice(first, first + step)
@@ -97,7 +99,7 @@ class Remote:
             entry = version["sum"] if reward is None else known.get(reward)
             if entry is not None:
                 self.groupwise, identity = bool(entry["groupwise"]), entry["identity"]
-                self.most_images = max(1, int(version["most_images"]))
+                self.most_images, self.most_sent = int(version["most_images"]), int(version["most_bytes"])
         except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RewardError(
                 f"The reward server {self.url} cannot be used ({_story(error)}); check the address, its token, and "
