@@ -129,7 +129,8 @@ class Remote:
         if not isinstance(answer, dict):
             raise WireError(f"the server answered {status} and no JSON object: {body[:80]!r}")
         if status != 200:
-            raise WireError(f"the server answered {status}: {str(answer.get('error', answer))[:300]}")
+            said = " ".join(str(answer.get("error", answer)).split())
+            raise WireError(f"the server answered {status}: {said[:300]}")
         return answer
 
     def _read(self, response: Any, timeout: float) -> bytes:
@@ -161,4 +162,4 @@ def _story(error: Exception) -> str:
     if isinstance(error, KeyError | TypeError | AttributeError):
         return "it is no reward server of imgrl"
     reason = getattr(error, "reason", None)
-    return str(reason or error) or type(error).__name__
+    return " ".join(str(reason or error).split()) or type(error).__name__
