@@ -33,7 +33,8 @@ _PATIENCE = 30.0  # seconds to wait for another process's write
 
 def eight_bits(images: Tensor) -> Tensor:
     """Return images [n, 3, H, W] in [0, 1] with every value rounded to one of 256 levels."""
-    return torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).float().div(255).to(images.device)
+    levels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).contiguous()
+    return levels.float().div(255).to(images.device)
 
 
 def score_keys(
