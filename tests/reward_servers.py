@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -113,3 +114,24 @@ def reply(handler, body, status=200, **headers):
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(body)
+
+
+VERSION = {
+    "protocol": 1,
+    "most_images": 256,
+    "most_bytes": 1 << 20,
+    "rewards": [{"name": "r", "weight": 1.0, "groupwise": False, "identity": None}],
+    "sum": {"groupwise": False, "identity": None},
+}
+
+
+def greeting(then, **changes):
+    """An answer of an impostor that introduces itself well and then does ``then``."""
+
+    def answer(handler):
+        if handler.path.endswith("/version"):  # a proxy is asked for the whole address
+            reply(handler, json.dumps({**VERSION, **changes}).encode())
+        else:
+            then(handler)
+
+    return answer

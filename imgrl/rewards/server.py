@@ -195,7 +195,6 @@ def create_app(
     """
     from fastapi import Depends, FastAPI, Request
     from fastapi.responses import JSONResponse
-    from starlette.exceptions import HTTPException
 
     desk = _Desk(rewards, most_images=most_images, most_bytes=most_bytes, timeout=timeout)
     app = FastAPI(title="imgrl rewards", docs_url=None, redoc_url=None, openapi_url=None)
@@ -221,6 +220,16 @@ def create_app(
     async def score_one(request: Request, name: str) -> JSONResponse:
         return JSONResponse(await desk.score(request.stream(), request.headers.get("content-length"), name))
 
+    _say_errors(app)
+    return app
+
+
+def _say_errors(app: Any) -> None:
+    """Have every error answered by JSON with one sentence."""
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+
     @app.exception_handler(_Refusal)
     async def refused(_: Request, error: _Refusal) -> JSONResponse:
         return JSONResponse({"error": error.sentence}, status_code=error.status)
@@ -233,5 +242,3 @@ def create_app(
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": f"the server failed ({type(error).__name__})"}, status_code=500)
-
-    return app
