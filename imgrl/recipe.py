@@ -117,6 +117,8 @@ class Scoring:
 
     failure_budget: Share = 0.25
     """The run stops when a reward fails, after its retries, on more than this share of a round's images."""
+    cache: Text | None = None
+    """File that keeps scores between runs, for rewards that neither learn nor compare groups; None keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.rewards.base import Reward, column_names
+from imgrl.rewards.cache import Cache, eight_bits, score_keys
 from imgrl.rewards.calling import Failure, Patience
+from imgrl.rewards.identity import identity_of
 from imgrl.rewards.learning import Learners
 from imgrl.rewards.resolve import make
 from imgrl.rewards.spec import RewardSpec, read_spec
@@ -26,9 +29,16 @@ class RewardSet:
     Args:
         specs: each reward's name and description.
         failure_budget: share of the images of one ``score`` that may fail before the run stops.
+        cache: file that keeps the scores of rewards that have an identity; None keeps none.
     """
 
-    def __init__(self, specs: Mapping[str, RewardSpec], *, failure_budget: float = 0.25) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, RewardSpec],
+        *,
+        failure_budget: float = 0.25,
+        cache: str | Path | None = None,
+    ) -> None:
         if not specs:
             raise RewardError("At least one reward is needed, got none.")
         if all(spec.weight == 0 for spec in specs.values()):
@@ -37,21 +47,28 @@ class RewardSet:
             raise ValueError(f"failure_budget is a share between 0 and 1, got {failure_budget}.")
         self.specs = dict(specs)
         self.failure_budget = failure_budget
+        self.cache = None if cache is None else Cache(cache)
         self.rewards = {name: _build(name, spec) for name, spec in specs.items()}
         self.learners = Learners(self.rewards)
+        self.identities = {name: identity_of(reward, specs[name]) for name, reward in self.rewards.items()}
+        self.last_failure: dict[str, Failure] = {}
         self._columns: frozenset[str] = frozenset()
-        self._last: dict[str, Failure] = {}
 
     @classmethod
-    def from_specs(cls, specs: Mapping[str, Any], *, failure_budget: float = 0.25) -> RewardSet:
+    def from_specs(
+        cls,
+        specs: Mapping[str, Any],
+        *,
+        failure_budget: float = 0.25,
+        cache: str | Path | None = None,
+    ) -> RewardSet:
         """Build from what a recipe or a caller writes: name to weight, callable, text or settings.
 
         Example:
             ``RewardSet.from_specs({"ocr": 1.0, "bright": {"use": "my.py:brightness", "weight": 0.2}})``
         """
-        return cls(
-            {name: read_spec(name, given) for name, given in specs.items()}, failure_budget=failure_budget
-        )
+        read = {name: read_spec(name, given) for name, given in specs.items()}
+        return cls(read, failure_budget=failure_budget, cache=cache)
 
     def check(self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64) -> tuple[float, float]:
         """Call every reward on two flat images and real prompts, before anything expensive starts.
@@ -121,16 +138,10 @@ class RewardSet:
         failed = torch.zeros(count, dtype=torch.bool)
         values: dict[str, Tensor] = {}
         failures: dict[str, int] = {}
-        for name, reward in self.rewards.items():
-            passed = reward.passed_columns(columns)
-            values[name] = torch.full((count,), math.nan)
-            missed = torch.zeros(count, dtype=torch.bool)
-            for rows in _calls(reward, self.specs[name].batch, count, group, group_size):
-                scores = reward(images[rows], [prompts[int(i)] for i in rows], passed)
-                if isinstance(scores, Failure):
-                    missed[rows], self._last[name] = True, scores
-                else:
-                    values[name][rows] = scores
+        for name in self.rewards:
+            values[name], missed = self.ask(
+                name, images, prompts, columns=columns, group=group, group_size=group_size
+            )
             failures[name] = int(missed.sum())
             if not share:
                 self.check_failures({name: failures[name]}, count)
@@ -146,11 +157,42 @@ class RewardSet:
             )
         return Scores(values=values, total=total.masked_fill(~mask, math.nan), mask=mask, failures=failures)
 
+    def ask(
+        self,
+        name: str,
+        images: Tensor,
+        prompts: Sequence[Prompt],
+        *,
+        columns: Iterable[str],
+        group: Tensor | None = None,
+        group_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return one reward's values float32 [n], NaN where there is none, and on which images it failed."""
+        reward, count = self.rewards[name], len(prompts)
+        passed = reward.passed_columns(columns)
+        values, missed = torch.full((count,), math.nan), torch.zeros(count, dtype=torch.bool)
+        rows, keys, identity = torch.arange(count), [], self.identities[name]
+        if self.cache and identity:
+            images = eight_bits(images)
+            keys = score_keys(identity, images, prompts, passed, name=name)
+            known = self.cache.get(keys)
+            values = torch.tensor([math.nan if (v := known.get(key)) is None else v for key in keys])
+            rows = torch.tensor([row for row in range(count) if keys[row] not in known], dtype=torch.int64)
+        for part in _calls(reward, self.specs[name].batch, rows, group, group_size):
+            scores = reward(images[part], [prompts[int(i)] for i in part], passed)
+            if isinstance(scores, Failure):
+                missed[part], self.last_failure[name] = True, scores
+                continue
+            values[part] = scores
+            if self.cache and keys:
+                self.cache.put([keys[int(i)] for i in part], scores)
+        return values, missed
+
     def check_failures(self, failures: Mapping[str, int], count: int) -> None:
         """Raise RewardError if a reward failed on more than the allowed share of ``count`` images."""
         for name, missed in failures.items():
             if missed > self.failure_budget * count:
-                last = self._last.get(name)
+                last = self.last_failure.get(name)
                 story = "it was in another process" if last is None else f"the last failure was {last}"
                 raise RewardError(
                     f"Reward {name!r} failed on {missed} of {count} images, more than the budget of "
@@ -188,20 +230,21 @@ def _check_images(images: Tensor, prompts: Sequence[Prompt]) -> None:
 
 
 def _calls(
-    reward: Reward, batch: int | None, count: int, group: Tensor | None, group_size: int | None
+    reward: Reward, batch: int | None, rows: Tensor, group: Tensor | None, group_size: int | None
 ) -> Iterable[Tensor]:
     """Row numbers of each call: whole groups for a groupwise reward, else slices of ``batch``."""
+    count = len(rows)
     if not reward.groupwise:
-        return torch.arange(count).split(batch or count)
+        return rows.split(batch or count) if count else ()
     if group is None or group.shape != (count,):
         raise RewardError(
             f"Reward {reward.name!r} is groupwise and needs the group number of each of {count} images."
         )
-    rows = [torch.nonzero(group == number).flatten() for number in group.unique()]
-    for members in rows:
+    groups = [torch.nonzero(group == number).flatten() for number in group.unique()]
+    for members in groups:
         if group_size is not None and len(members) != group_size:
             raise RewardError(
                 f"Reward {reward.name!r} is groupwise, but only {len(members)} of a group's {group_size} "
                 "images are here; choose a batch geometry that keeps groups whole."
             )
-    return rows
+    return groups

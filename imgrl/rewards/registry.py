@@ -65,6 +65,11 @@ REWARDS: dict[str, RewardEntry] = {
         factory="imgrl.rewards.jpeg:Incompressibility",
         description="the image's size as JPEG (quality 95) in kB; higher is busier",
     ),
+    "remote": RewardEntry(
+        factory="imgrl.rewards.remote:Remote",
+        description="a reward, or the weighted sum of all, of an `imgrl serve-rewards` at `url`; its range",
+        weights="the server's",
+    ),
 }
 
 

@@ -53,7 +53,8 @@ def check_recipe(recipe: Recipe, *, processes: int = 1) -> Checked:
     heldout = _heldout(recipe, processes)
     sampler = _sampler(recipe, prompts)
     size = _size(recipe)
-    rewards = RewardSet.from_specs(recipe.rewards, failure_budget=recipe.scoring.failure_budget)
+    scoring = recipe.scoring
+    rewards = RewardSet.from_specs(recipe.rewards, failure_budget=scoring.failure_budget, cache=scoring.cache)
     _check_rewards(rewards, recipe, prompts, heldout, size)
     return Checked(prompts=prompts, heldout=heldout, sampler=sampler, rewards=rewards)
 
