@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.rewards.embeddings import Remembered, chosen_device, picture_keys
-from imgrl.rewards.hub import check_source, first_line
+from imgrl.rewards.hub import check_source, in_brief
 
 __all__ = ["ClipCosine", "ClipTower", "PickScore", "clip_tower"]
 
@@ -84,7 +84,7 @@ def clip_tower(model: str, processor: str, device: str) -> ClipTower:
         prepare = CLIPProcessor.from_pretrained(processor)
     except Exception as error:  # the libraries below it raise their own kinds
         raise RewardError(
-            f"{where} could not be loaded ({first_line(error)}); give args.model a folder or a hub name of a CLIP "
+            f"{where} could not be loaded ({in_brief(error)}); give args.model a folder or a hub name of a CLIP "
             "model, and download it first if this machine has no network."
         ) from error
     if lacking := sorted({*told["missing_keys"], *(str(key) for key in told["mismatched_keys"])}):

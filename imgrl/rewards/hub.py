@@ -8,7 +8,7 @@ from typing import Any
 
 from imgrl.errors import RewardError
 
-__all__ = ["check_source", "first_line", "in_cache", "load_whole", "read_weights", "weight_file"]
+__all__ = ["check_source", "in_brief", "in_cache", "load_whole", "read_weights", "weight_file"]
 
 
 def in_cache(place: str) -> bool:
@@ -56,7 +56,7 @@ def weight_file(given: str | None, *, repository: str, file: str) -> Path:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # the libraries below it raise their own kinds
         raise RewardError(
-            f"{file} of https://huggingface.co/{repository} could not be downloaded ({first_line(error)}); "
+            f"{file} of https://huggingface.co/{repository} could not be downloaded ({in_brief(error)}); "
             "download it elsewhere and give its path as args.weights."
         ) from error
 
@@ -72,7 +72,7 @@ def read_weights(file: Path) -> Mapping[str, Any]:
     try:
         given = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise RewardError(f"{file} cannot be read as weights ({first_line(error)}).") from error
+        raise RewardError(f"{file} cannot be read as weights ({in_brief(error)}).") from error
     if not isinstance(given, Mapping):
         raise RewardError(f"{file} should hold a table of tensors, but holds a {type(given).__name__}.")
     return given
@@ -99,7 +99,7 @@ def load_whole(module: Any, given: Mapping[str, Any], *, file: Path, what: str) 
     module.load_state_dict(given)
 
 
-def first_line(error: Exception) -> str:
-    """Kind of an error and the first line of its text, at most 300 characters."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+def in_brief(error: Exception) -> str:
+    """Kind of an error and its text on one line, at most 300 characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -1,8 +1,8 @@
 """ImageReward-v1.0 (Xu et al. 2023, arXiv 2304.05977) on transformers; the authors' package cannot run on version 5.
 
-BLIP's image encoder (ViT-L/16) is read by BLIP's text encoder (BERT with cross-attention); the first token's vector goes
-through five linear layers without activations, and the number is standardised. The published file is read as it is:
-its tensors have the names of BLIP's own code, which are translated here, every one of them.
+BLIP's image encoder (ViT-L/16) is read by BLIP's text encoder (BERT with cross-attention); the first token's vector
+goes through five linear layers without activations; the number is standardised. The published file is read as it is, with
+tensors named as in BLIP's own code; the names are translated here, every one of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from imgrl.errors import RewardError
 from imgrl.rewards.aesthetic import linear_stack
 from imgrl.rewards.embeddings import chosen_device
-from imgrl.rewards.hub import check_source, first_line, load_whole, read_weights, weight_file
+from imgrl.rewards.hub import check_source, in_brief, load_whole, read_weights, weight_file
 from imgrl.rewards.pixels import CLIP_MEAN, CLIP_STD, normalised, to_uint8
 
 __all__ = ["ImageReward", "centre_cut", "translated"]
@@ -194,7 +194,7 @@ def _open(file: Path, device: str) -> _Model:
         model = _Model(named)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise RewardError(
-            f"{file} does not hold ImageReward's weights ({first_line(error)}); download it again."
+            f"{file} does not hold ImageReward's weights ({in_brief(error)}); download it again."
         ) from error
     load_whole(model, named, file=file, what="ImageReward's weights")
     return model.float().to(device).eval().requires_grad_(False)
@@ -208,7 +208,7 @@ def _tokenizer(source: str, words: int) -> Any:
         found = BertTokenizer.from_pretrained(source)
     except Exception as error:  # the libraries below it raise their own kinds
         raise RewardError(
-            f"BERT's tokenizer {source!r} could not be loaded ({first_line(error)}); give args.tokenizer a folder or "
+            f"BERT's tokenizer {source!r} could not be loaded ({in_brief(error)}); give args.tokenizer a folder or "
             "a hub name, and download it first if this machine has no network."
         ) from error
     if len(found) > words:

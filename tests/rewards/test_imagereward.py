@@ -1,7 +1,7 @@
 """ImageReward on small random weights under their published names, against a network written out here.
 
-The oracle follows the papers: a pre-norm vision transformer (BLIP, arXiv 2201.12086), a post-norm BERT whose layers look
-at the image between self-attention and feed-forward, the first token through a linear stack.
+The oracle follows the papers: a pre-norm vision transformer (BLIP, arXiv 2201.12086); a post-norm BERT whose layers
+look at the image between self-attention and feed-forward; the first token through a linear stack.
 """
 
 import math
