@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from imgrl.cli import check, doctor, evaluate, export, failures, rewards, sample, train, verify_resume
+from imgrl.cli import check, doctor, evaluate, export, failures, rewards, sample, score, train, verify_resume
 from imgrl.errors import ImgrlError
 
 __all__ = ["app"]
@@ -85,6 +85,7 @@ app.add_typer(evaluate.app, name="eval")
 app.command("export")(export.export)
 app.command("check")(check.check)
 app.command("rewards")(rewards.rewards)
+app.command("score")(score.score)
 app.command("doctor")(doctor.doctor)
 app.command("verify-resume")(verify_resume.verify_resume)
 

@@ -1,8 +1,8 @@
 """ImageReward-v1.0 (Xu et al. 2023, arXiv 2304.05977) on transformers; the authors' package cannot run on version 5.
 
-BLIP's image encoder (ViT-L/16) is read by BLIP's text encoder (BERT with cross-attention); the first token's vector
-goes through five linear layers without activations; the number is standardised. The published file is read as it is, with
-tensors named as in BLIP's own code; the names are translated here, every one of them.
+BLIP's image encoder is read by BLIP's text encoder (BERT with cross-attention); the first token's vector goes through
+five linear layers without activations, and the number is standardised. The published file is read as it is: its tensors
+have the names of BLIP's own code, which are translated here, every one of them.
 """
 
 from __future__ import annotations
