@@ -145,7 +145,7 @@ def _summary(values: Tensor, failures: Mapping[int, str]) -> dict[str, Any]:
         **{key: float(figure()) if len(here) else None for key, figure in figures.items()},
         "applied": len(here),
         "failed": len(failures),
-        "last_failure": next(reversed(failures.values()), None),
+        "last_failure": next(iter(reversed(list(failures.values()))), None),
     }
 
 

@@ -78,9 +78,10 @@ def clip_tower(model: str, processor: str, device: str) -> ClipTower:
     """
     from transformers import CLIPModel, CLIPProcessor
 
+    kind: Any = CLIPModel  # its annotations leave out what the loading information changes
     where = f"The CLIP model {check_source(model)!r} (processor {check_source(processor)!r})"
     try:
-        weights, told = CLIPModel.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        weights, told = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
         prepare = CLIPProcessor.from_pretrained(processor)
     except Exception as error:  # the libraries below it raise their own kinds
         raise RewardError(

@@ -153,8 +153,9 @@ def _row(line: str, where: str, folder: Path) -> Iterator[tuple[str, Path]]:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where} is not valid JSON ({error.msg} at column {error.colno}).") from error
-    files = row.get("refs") if isinstance(row, dict) else None
-    named = isinstance(files, list) and files and all(isinstance(file, str) for file in files)
-    if not named or not isinstance(row.get("prompt"), str):
+    row = row if isinstance(row, dict) else {}
+    files: Any = row.get("refs")
+    wrong = not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files)
+    if wrong or not isinstance(row.get("prompt"), str):
         raise DataError(f'{where} must look like {{"prompt": "a text", "refs": ["a.png", ...]}}.')
     yield from ((row["prompt"], folder / file) for file in files)

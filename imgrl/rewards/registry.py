@@ -76,14 +76,14 @@ REWARDS |= {
         factory="imgrl.rewards.clip:ClipCosine",
         description="cosine of image and prompt in CLIP ViT-L/14; about 0.15 to 0.35",
         weights="1.7 GB, hub openai/clip-vit-large-patch14",
-        licence="MIT (code); the model card states none",
+        licence="see the model card; the code is MIT",
         hub=(_CLIP_L,),
     ),
     "pickscore": RewardEntry(
         factory="imgrl.rewards.clip:PickScore",
         description="PickScore / 26: CLIP-H trained on human choices between images; about 0.7 to 0.92",
         weights="3.9 GB, hub yuvalkirstain/PickScore_v1",
-        licence="MIT (code); the model card states none",
+        licence="see the model card; the code is MIT",
         hub=(
             "yuvalkirstain/PickScore_v1/model.safetensors|pytorch_model.bin",
             "laion/CLIP-ViT-H-14-laion2B-s32B-b79K/preprocessor_config.json",
