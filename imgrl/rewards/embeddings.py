@@ -30,7 +30,9 @@ class Remembered:
             embed: gives the embeddings of the rows with these numbers.
             batch: rows at once.
         """
-        first = {key: row for row, key in reversed(list(enumerate(keys)))}
+        first: dict[Any, int] = {}
+        for row, key in enumerate(keys):
+            first.setdefault(key, row)
         found = {key: self._kept[key] for key in first if key in self._kept}
         new = [key for key in first if key not in found]
         for start in range(0, len(new), batch):

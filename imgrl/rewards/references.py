@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,28 +73,7 @@ def load_references(
             8 pixels or a copy of another; or saying that there are too few.
     """
     entries = list(_entries(source))
-    images, files, of_prompt = [], [], {}
-    rows: dict[Path, int] = {}
-    seen: dict[str, str] = {}
-    faults: dict[Path, str] = {}
-    for prompt, file in entries:
-        if file in faults:
-            continue
-        if file not in rows:
-            loaded = read_picture(file)
-            if isinstance(loaded, str):
-                faults[file] = loaded
-                continue
-            digest = hashlib.sha256(loaded.tobytes() + str(loaded.size).encode()).hexdigest()
-            if digest in seen:
-                faults[file] = f"is the same picture as {seen[digest]}"
-                continue
-            seen[digest] = str(file)
-            rows[file] = len(images)
-            images.append(fit(loaded, height, width))
-            files.append(str(file))
-        if prompt is not None:
-            of_prompt.setdefault(prompt, []).append(rows[file])
+    images, faults = _distinct(dict.fromkeys(file for _, file in entries), height, width)
     if faults:
         rest = f" and {len(faults) - _MOST_TOLD} more" if len(faults) > _MOST_TOLD else ""
         told = "; ".join(f"{file} {fault}" for file, fault in list(faults.items())[:_MOST_TOLD])
@@ -107,11 +86,33 @@ def load_references(
         raise DataError(
             f"At least {max(1, least)} reference images are needed, but {name} has {len(images)}; add some."
         )
+    rows = {file: row for row, file in enumerate(images)}
+    of_prompt: dict[str, tuple[int, ...]] = {}
+    for prompt, file in entries:
+        if prompt is not None:
+            of_prompt[prompt] = (*of_prompt.get(prompt, ()), rows[file])
     return References(
-        images=torch.stack(images),
-        files=tuple(files),
-        of_prompt={prompt: tuple(own) for prompt, own in of_prompt.items()},
+        images=torch.stack(list(images.values())), files=tuple(map(str, images)), of_prompt=of_prompt
     )
+
+
+def _distinct(files: Iterable[Path], height: int, width: int) -> tuple[dict[Path, Tensor], dict[Path, str]]:
+    """Each file's picture cut to size, or what is wrong with it."""
+    images: dict[Path, Tensor] = {}
+    faults: dict[Path, str] = {}
+    seen: dict[bytes, Path] = {}
+    for file in files:
+        loaded = read_picture(file)
+        if isinstance(loaded, str):
+            faults[file] = loaded
+            continue
+        digest = hashlib.sha256(loaded.tobytes() + str(loaded.size).encode()).digest()
+        if digest in seen:
+            faults[file] = f"is the same picture as {seen[digest]}"
+            continue
+        seen[digest] = file
+        images[file] = fit(loaded, height, width)
+    return images, faults
 
 
 def fit(picture: Image.Image, height: int, width: int) -> Tensor:
