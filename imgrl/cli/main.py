@@ -19,6 +19,7 @@ from imgrl.cli import (
     failures,
     rewards,
     sample,
+    score,
     serve_rewards,
     train,
     verify_resume,
@@ -97,6 +98,7 @@ app.command("export")(export.export)
 app.command("check")(check.check)
 app.command("rewards")(rewards.rewards)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
+app.command("score")(score.score)
 app.command("doctor")(doctor.doctor)
 app.command("verify-resume")(verify_resume.verify_resume)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from imgrl.errors import RewardError
-from imgrl.rewards.clip import chosen_device, open_clip_tower
+from imgrl.rewards.clip import clip_tower
+from imgrl.rewards.embeddings import chosen_device
+from imgrl.rewards.hub import load_whole, read_weights, weight_file
 
-__all__ = ["Aesthetic"]
+__all__ = ["Aesthetic", "linear_stack"]
 
 _WIDTHS = (1024, 128, 64, 16, 1)
 
@@ -20,7 +20,8 @@ class Aesthetic:
     """About 1 to 10; photographs 4.5 to 6.5.
 
     Args:
-        weights: ``sac+logos+ava1-l14-linearMSE.pth``, 3.7 MB, from the predictor's repository.
+        weights: the predictor's, under its own names (``layers.0.weight`` ...): the original
+            ``sac+logos+ava1-l14-linearMSE.pth``, 3.7 MB; None takes TRL's copy from the hub.
         model: a folder or hub name of CLIP ViT-L/14, whose features the predictor was trained on.
         device: where it computes; None is the first GPU, if there is one.
 
@@ -31,15 +32,17 @@ class Aesthetic:
     def __init__(
         self,
         *,
-        weights: str,
+        weights: str | None = None,
         model: str = "openai/clip-vit-large-patch14",
         device: str | None = None,
     ) -> None:
-        self.device = chosen_device(device)
-        self.tower = open_clip_tower(model, model, self.device)
-        width = int(self.tower.model.config.projection_dim)
-        self.stack = _stack(width).to(self.device)
-        _load(self.stack, Path(weights))
+        file = weight_file(weights, repository="trl-lib/ddpo-aesthetic-predictor", file="aesthetic-model.pth")
+        where = chosen_device(device)
+        self.tower = clip_tower(model, model, where)
+        self.stack = linear_stack(int(self.tower.model.config.projection_dim))
+        given = {str(name).removeprefix("layers."): tensor for name, tensor in read_weights(file).items()}
+        load_whole(self.stack, given, file=file, what=f"an aesthetic predictor for {model}")
+        self.stack.to(where)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -47,8 +50,11 @@ class Aesthetic:
         return self.stack(self.tower.images(images)).squeeze(-1).cpu()
 
 
-def _stack(width: int) -> nn.Sequential:
-    """The predictor's layers under its names; it has no activations, and dropout does nothing after training."""
+def linear_stack(width: int) -> nn.Sequential:
+    """Five linear layers from ``width`` to one number, numbered as where they were trained with dropout between.
+
+    There are no activations, and dropout does nothing after training. ImageReward has the same head.
+    """
     drops = (0.2, 0.2, 0.1, None, None)
     layers: list[nn.Module] = []
     for inner, drop in zip(_WIDTHS, drops, strict=True):
@@ -56,16 +62,3 @@ def _stack(width: int) -> nn.Sequential:
         layers += [] if drop is None else [nn.Dropout(drop)]
         width = inner
     return nn.Sequential(*layers).eval().requires_grad_(False)
-
-
-def _load(stack: nn.Sequential, file: Path) -> None:
-    if not file.is_file():
-        raise RewardError(
-            f"The aesthetic predictor's weights {file} do not exist; download sac+logos+ava1-l14-linearMSE.pth and "
-            "give its path as args.weights."
-        )
-    try:
-        given = torch.load(file, map_location="cpu", weights_only=True)
-        stack.load_state_dict({name.removeprefix("layers."): tensor for name, tensor in given.items()})
-    except Exception as error:
-        raise RewardError(f"{file} does not hold the aesthetic predictor's weights: {error}") from error

@@ -1,14 +1,13 @@
 """Rewards from CLIP models: agreement of image and text, and PickScore, CLIP trained on human choices.
 
-Any CLIP folder or hub name of transformers will do. Text is embedded once a prompt; models are shared by the rewards of
-one process that name the same weights.
+Any CLIP folder or hub name of transformers will do. A prompt is embedded once, and an image once for all rewards of one
+process that name the same weights, for they share the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imgrl.errors import RewardError
-from imgrl.rewards.pixels import to_uint8
+from imgrl.rewards.embeddings import Remembered, chosen_device, picture_keys
+from imgrl.rewards.hub import check_source, in_brief
 
-__all__ = ["ClipCosine", "ClipTower", "PickScore", "open_clip_tower"]
+__all__ = ["ClipCosine", "ClipTower", "PickScore", "clip_tower"]
 
 
 class ClipTower:
@@ -27,29 +27,36 @@ class ClipTower:
     def __init__(self, model: Any, processor: Any, *, device: str, batch: int = 32) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         self.processor, self.device, self.batch = processor, device, batch
-        self._texts: dict[str, Tensor] = {}
+        self.length = int(model.config.text_config.max_position_embeddings)
+        self._texts, self._images = Remembered(4096), Remembered(1024)
 
     @torch.inference_mode()
     def images(self, images: Tensor) -> Tensor:
         """Embeddings [n, d] of images [n, 3, H, W] in [0, 1], by the processor's own preprocessing."""
-        parts = []
-        for part in images.split(self.batch):
-            given = self.processor(images=list(to_uint8(part)), return_tensors="pt")["pixel_values"]
-            parts.append(_vector(self.model.get_image_features(pixel_values=given.to(self.device))))
-        return F.normalize(torch.cat(parts).float(), dim=-1)
+        levels, keys = picture_keys(images)
+
+        def embed(rows: list[int]) -> Tensor:
+            given = self.processor(images=[levels[row] for row in rows], return_tensors="pt")
+            found = self.model.get_image_features(pixel_values=given["pixel_values"].to(self.device))
+            return F.normalize(_vector(found).float(), dim=-1)
+
+        return self._images(keys, embed, batch=self.batch)
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [n, d] of prompts, cut at the model's length."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
-        for start in range(0, len(new), self.batch):
-            part = new[start : start + self.batch]
-            given = self.processor(
-                text=part, padding=True, truncation=True, max_length=77, return_tensors="pt"
-            ).to(self.device)
-            embedded = F.normalize(_vector(self.model.get_text_features(**given)).float(), dim=-1)
-            self._texts |= dict(zip(part, embedded, strict=True))
-        return torch.stack([self._texts[prompt] for prompt in prompts])
+
+        def embed(rows: list[int]) -> Tensor:
+            texts = [prompts[row] for row in rows]
+            options = {"padding": True, "truncation": True, "max_length": self.length}
+            given = self.processor(text=texts, return_tensors="pt", **options).to(self.device)
+            return F.normalize(_vector(self.model.get_text_features(**given)).float(), dim=-1)
+
+        return self._texts(prompts, embed, batch=self.batch)
+
+    def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosine [n] of each image [n, 3, H, W] in [0, 1] with its prompt."""
+        return (self.images(images) * self.texts(prompts)).sum(-1)
 
     @property
     def scale(self) -> float:
@@ -63,27 +70,29 @@ def _vector(output: Any) -> Tensor:
 
 
 @cache
-def open_clip_tower(model: str, processor: str, device: str) -> ClipTower:
+def clip_tower(model: str, processor: str, device: str) -> ClipTower:
     """Load a CLIP model of transformers and its processor, once.
 
     Raises:
-        RewardError: if either is not on this machine and cannot be downloaded.
+        RewardError: if either is not on this machine and cannot be downloaded, or the weights are not all there.
     """
     from transformers import CLIPModel, CLIPProcessor
 
+    kind: Any = CLIPModel  # its annotations leave out what the loading information changes
+    where = f"The CLIP model {check_source(model)!r} (processor {check_source(processor)!r})"
     try:
-        weights = CLIPModel.from_pretrained(model, dtype=torch.float32)
-        return ClipTower(weights, CLIPProcessor.from_pretrained(processor), device=device)
-    except (OSError, ValueError) as error:
-        missing = "" if Path(model).is_dir() else "; if this machine has no network, give `model` a folder"
+        weights, told = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        prepare = CLIPProcessor.from_pretrained(processor)
+    except Exception as error:  # the libraries below it raise their own kinds
         raise RewardError(
-            f"The CLIP model {model!r} (processor {processor!r}) could not be loaded: {error}{missing}."
+            f"{where} could not be loaded ({in_brief(error)}); give args.model a folder or a hub name of a CLIP "
+            "model, and download it first if this machine has no network."
         ) from error
-
-
-def chosen_device(device: str | None) -> str:
-    """The device asked for, or the first there is."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if lacking := sorted({*told["missing_keys"], *(str(key) for key in told["mismatched_keys"])}):
+        raise RewardError(
+            f"{where} lacks {len(lacking)} of CLIP's tensors, such as {lacking[0]}; copy it again."
+        )
+    return ClipTower(weights, prepare, device=device)
 
 
 class ClipCosine:
@@ -93,6 +102,9 @@ class ClipCosine:
         model: a folder or hub name of a CLIP model of transformers.
         processor: where its preprocessing is; None is with the model.
         device: where it computes; None is the first GPU, if there is one.
+
+    Raises:
+        RewardError: if the model cannot be loaded.
     """
 
     def __init__(
@@ -102,11 +114,11 @@ class ClipCosine:
         processor: str | None = None,
         device: str | None = None,
     ) -> None:
-        self.tower = open_clip_tower(model, processor or model, chosen_device(device))
+        self.tower = clip_tower(model, processor or model, chosen_device(device))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [n] of each image [n, 3, H, W] in [0, 1] with its prompt."""
-        return (self.tower.images(images) * self.tower.texts(prompts)).sum(-1).cpu()
+        return self.tower.cosine(images, prompts).cpu()
 
 
 class PickScore:
@@ -117,6 +129,9 @@ class PickScore:
         processor: where its preprocessing is.
         divisor: 26 as in Flow-GRPO's code; 1 gives the paper's scale.
         device: where it computes; None is the first GPU, if there is one.
+
+    Raises:
+        RewardError: if the model cannot be loaded.
     """
 
     def __init__(
@@ -129,9 +144,8 @@ class PickScore:
     ) -> None:
         if not divisor > 0:
             raise ValueError(f"Expected divisor > 0, got {divisor}.")
-        self.tower, self.divisor = open_clip_tower(model, processor, chosen_device(device)), divisor
+        self.tower, self.divisor = clip_tower(model, processor, chosen_device(device)), divisor
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [n] of images [n, 3, H, W] in [0, 1] for their prompts."""
-        cosine = (self.tower.images(images) * self.tower.texts(prompts)).sum(-1)
-        return (self.tower.scale * cosine / self.divisor).cpu()
+        return (self.tower.scale * self.tower.cosine(images, prompts) / self.divisor).cpu()

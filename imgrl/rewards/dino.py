@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imgrl.errors import ImgrlError, RewardError
 from imgrl.rewards.features import Features, load_extractor
 from imgrl.rewards.references import load_references
 
@@ -34,17 +35,20 @@ def similarity(images: Features, references: Features, *, overall: float, patche
 
 
 class Dino:
-    """In [-1, 1] where the weights add up to 1, about 0.2 to 0.9 for trained networks.
+    """In [-1, 1] where the weights add up to 1, about 0.2 to 0.9 for trained networks, 0.99 for untrained ones.
 
-    A prompt that has references of its own is compared with those alone.
+    A prompt that has references of its own is compared with those alone. References are cut to a square, images
+    stretched to one; Adv-GRPO's are square.
 
     Args:
-        references: a folder of pictures or a JSON-lines file; see ``imgrl.rewards.references.load_references``.
-        backbone: frozen network; see ``imgrl.rewards.features.load_extractor``.
-        side: pixels to which images are resized for it.
-        overall: weight of the global vectors.
+        references: a folder of pictures or a JSON-lines file; see :func:`imgrl.rewards.references.load_references`.
+        backbone: frozen network; see :func:`imgrl.rewards.features.load_extractor`. ``efficientnet-lite0`` needs no
+            download.
+        side: pixels to which images are resized for it; None takes the network's own, 518 for DINOv2.
+        overall: weight of the global vectors; 1 with ``patches=0`` is Adv-GRPO's similarity reward.
         patches: weight of the patches.
         reduce: ``max`` takes the closest reference, ``mean`` all of them.
+        device: where it computes; None is the first GPU, if there is one.
     """
 
     def __init__(
@@ -56,32 +60,36 @@ class Dino:
         overall: float = 0.7,
         patches: float = 0.3,
         reduce: Reduce = "max",
+        device: str | None = None,
     ) -> None:
         if reduce not in get_args(Reduce):
             raise ValueError(f"reduce must be one of {', '.join(get_args(Reduce))}, got {reduce!r}.")
         if overall < 0 or patches < 0 or overall + patches == 0:
             raise ValueError(f"Expected weights >= 0, one of them above, got {overall} and {patches}.")
         self.overall, self.patches, self.reduce = overall, patches, reduce
-        self.extractor = load_extractor(backbone, side=side)
-        size = self.extractor.side
-        self.references = load_references(references, height=size, width=size)
+        try:
+            self.extractor = load_extractor(backbone, side=side, device=device)
+            size = self.extractor.side
+            self.references = load_references(references, height=size, width=size)
+        except ImgrlError as error:
+            raise RewardError(str(error)) from error
         self.seen = self.extractor(self.references.images.float() / 255)
 
+    @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> list[float | None]:
         """Similarity of images [n, 3, H, W] in [0, 1]; None for a prompt without references where others have some."""
-        scores: list[float | None] = [None] * len(prompts)
         own = self.references.of_prompt
-        everything = tuple(range(len(self.references.images)))
-        for prompt in dict.fromkeys(prompts):
-            rows = list(own.get(prompt, ())) if own else list(everything)
-            if not rows:
-                continue
-            here = [i for i, other in enumerate(prompts) if other == prompt]
-            among = Features(*(part[rows] for part in self.seen))
-            found = similarity(
-                self.extractor(images[here]), among, overall=self.overall, patches=self.patches
-            )
-            best = found.amax(1) if self.reduce == "max" else found.mean(1)
-            for i, value in zip(here, best.tolist(), strict=True):
-                scores[i] = value
+        scores: list[float | None] = [None] * len(prompts)
+        here = [i for i, prompt in enumerate(prompts) if not own or own.get(prompt)]
+        if not here:
+            return scores
+        features = self.extractor(images[here])
+        for place, i in enumerate(here):
+            among = _rows(self.seen, list(own[prompts[i]])) if own else self.seen
+            found = similarity(_rows(features, [place]), among, overall=self.overall, patches=self.patches)[0]
+            scores[i] = float(found.amax() if self.reduce == "max" else found.mean())
         return scores
+
+
+def _rows(features: Features, rows: list[int]) -> Features:
+    return Features(*(part[rows] for part in features))

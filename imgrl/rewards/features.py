@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.errors import ModelError
+from imgrl.rewards.hub import in_brief
 
 __all__ = ["Extractor", "Features", "LiteFeatures", "VitFeatures", "load_extractor", "prepared"]
 
@@ -151,6 +152,6 @@ def _timm(name: str, side: int | None) -> Any:
         return create(source, pretrained=True, **options)
     except Exception as error:
         raise ModelError(
-            f"The vision network {name!r} could not be loaded ({type(error).__name__}: {error}); give the name of a "
-            "timm model whose weights are on this machine or can be downloaded, or a folder that timm saved."
+            f"The vision network {name!r} could not be loaded ({in_brief(error)}); give the name of a timm "
+            "model whose weights are on this machine or can be downloaded, or a folder that timm saved."
         ) from error

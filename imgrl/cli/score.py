@@ -1,0 +1,186 @@
+"""``imgrl score``: rewards of pictures that are already there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imgrl.cli.common import image_progress, screen
+from imgrl.errors import ConfigError, RewardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imgrl.data.pairs import Pair
+    from imgrl.rewards import RewardSet
+
+__all__ = ["score"]
+
+
+def score(
+    images: Annotated[
+        Path, typer.Argument(help="A folder; its pictures are taken in the order of their names.")
+    ],
+    prompts: Annotated[
+        Path, typer.Option(help="One prompt a line, or JSON lines with prompt, columns and perhaps file.")
+    ],
+    reward: Annotated[
+        list[str],
+        typer.Option(help="A name, file.py:function, or '{use: ..., args: {...}}'; may be repeated."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--json", help="JSON file for the scores of every image.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in memory at once, all of one size.")] = 32,
+) -> None:
+    """Score a folder of pictures by rewards: a table, and every image's scores as JSON."""
+    specs = _specs(reward)
+    if out is not None:
+        _check_writable(out)
+    from imgrl.data.pairs import load_pairs
+    from imgrl.rewards import RewardSet
+
+    pairs = load_pairs(images, prompts)
+    rewards = RewardSet.from_specs(specs, failure_budget=1.0)
+    _check(rewards, pairs)
+    with image_progress("images", show=True) as progress:
+        values, failures = _score(rewards, pairs, batch, progress)
+    summary = {name: _summary(values[name], failures[name]) for name in specs}
+    if out is not None:
+        rows = [_row(pair, i, values, failures) for i, pair in enumerate(pairs)]
+        out.write_text(
+            json.dumps({"rewards": summary, "images": rows}, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
+    _print(summary, len(pairs))
+
+
+def _specs(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Name and settings of each ``--reward``."""
+    import yaml
+
+    specs: dict[str, dict[str, Any]] = {}
+    for text in given:
+        settings: Any = {"use": text}
+        if text.lstrip().startswith("{"):
+            try:
+                settings = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"--reward {text!r} is not valid YAML") from error
+        if not isinstance(settings, dict) or not isinstance(settings.get("use"), str):
+            raise ConfigError(
+                f"--reward {text!r} must say which reward it uses: '{{use: ..., args: {{...}}}}'"
+            )
+        name = base = settings["use"].rpartition(":")[2]
+        number = 1
+        while name in specs:
+            number += 1
+            name = f"{base}-{number}"
+        specs[name] = {**settings, "weight": 1.0}
+    return specs
+
+
+def _check(rewards: RewardSet, pairs: Sequence[Pair]) -> None:
+    """Refuse what cannot work before anything is scored."""
+    for name, reward in rewards.rewards.items():
+        if reward.groupwise:
+            raise RewardError(
+                f"Reward {name!r} compares the images of a group with each other, but imgrl score knows no groups."
+            )
+    height, width = pairs[0].size
+    rewards.check([pair.prompt for pair in pairs], height=height, width=width)
+
+
+def _score(
+    rewards: RewardSet, pairs: Sequence[Pair], batch: int, progress: Callable[[int, int], None]
+) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    """Every reward's values, NaN where it does not apply or failed, and the failures by image."""
+    import torch
+
+    from imgrl.data.pairs import load_images
+    from imgrl.rewards.base import column_names
+
+    values = {name: torch.full((len(pairs),), torch.nan) for name in rewards.rewards}
+    failures: dict[str, dict[int, str]] = {name: {} for name in rewards.rewards}
+    columns = column_names(pair.prompt for pair in pairs)
+    done = 0
+    for rows in _batches([pair.size for pair in pairs], batch):
+        loaded = load_images(pairs[row] for row in rows)
+        for name, reward in rewards.rewards.items():
+            passed = reward.passed_columns(columns)
+            for part in torch.arange(len(rows)).split(rewards.specs[name].batch or batch):
+                places = [rows[int(i)] for i in part]
+                found = reward(loaded[part], [pairs[row].prompt for row in places], passed)
+                if isinstance(found, Exception):
+                    failures[name] |= dict.fromkeys(places, str(found))
+                else:
+                    values[name][places] = found
+        done += len(rows)
+        progress(done, len(pairs))
+    return values, failures
+
+
+def _batches(sizes: Sequence[tuple[int, int]], most: int) -> list[list[int]]:
+    """Rows that can be scored together: of one size, at most so many."""
+    of_size: dict[tuple[int, int], list[int]] = {}
+    for row, size in enumerate(sizes):
+        of_size.setdefault(size, []).append(row)
+    return [rows[i : i + most] for rows in of_size.values() for i in range(0, len(rows), most)]
+
+
+def _summary(values: Tensor, failures: Mapping[int, str]) -> dict[str, Any]:
+    """Figures over the images to which a reward applies; the spread is the population's."""
+    here = values[~values.isnan()].double()
+    figures = {
+        "mean": here.mean,
+        "std": lambda: here.std(unbiased=False),
+        "min": here.min,
+        "max": here.max,
+    }
+    return {
+        **{key: float(figure()) if len(here) else None for key, figure in figures.items()},
+        "applied": len(here),
+        "failed": len(failures),
+        "last_failure": next(iter(reversed(list(failures.values()))), None),
+    }
+
+
+def _row(
+    pair: Pair, i: int, values: Mapping[str, Tensor], failures: Mapping[str, Mapping[int, str]]
+) -> dict[str, Any]:
+    scores = {name: None if found[i].isnan() else float(found[i]) for name, found in values.items()}
+    failed = [name for name, rows in failures.items() if i in rows]
+    return {"file": str(pair.file), "prompt": pair.prompt.text, "scores": scores, "failed": failed}
+
+
+def _print(summary: Mapping[str, Mapping[str, Any]], count: int) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{count} images", title_justify="left")
+    table.add_column("reward")
+    for column in ("mean", "std", "min", "max", "applied", "failed"):
+        table.add_column(column, justify="right")
+    for name, figures in summary.items():
+        numbers = [figures[key] for key in ("mean", "std", "min", "max")]
+        shown = ["-" if number is None else f"{number:.4g}" for number in numbers]
+        table.add_row(name, *shown, str(figures["applied"]), str(figures["failed"]))
+    screen().print(table)
+    for name, figures in summary.items():
+        if figures["failed"]:
+            screen(stderr=True).print(
+                f"{name} failed on {figures['failed']} images, last: {figures['last_failure']}", markup=False
+            )
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse a bad place before minutes of scoring."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--json {out} cannot be written: {error.strerror or error}") from error

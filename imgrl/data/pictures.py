@@ -1,0 +1,44 @@
+"""Picture files, read strictly: what a network would see differently from a person is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["ENDINGS", "read_picture"]
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Of the files that count as pictures."""
+
+_LEAST = 8
+
+
+def read_picture(file: Path) -> Image.Image | str:
+    """The picture as 8-bit RGB, turned as its camera was held, or what is wrong with it."""
+    if not file.is_file():
+        return "is missing"
+    try:
+        with Image.open(file) as opened:
+            deep = _sixteen_bits(opened)
+            opened.load()
+            picture: Image.Image = ImageOps.exif_transpose(opened)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"cannot be read ({type(error).__name__})"
+    if deep or picture.mode.startswith(("I", "F")):
+        return "has more than 8 bits a channel; save it as 8-bit RGB"
+    if picture.mode == "CMYK":
+        return "is CMYK; convert it to RGB with its colour profile"
+    if min(picture.size) < _LEAST:
+        return f"is only {picture.width} x {picture.height} pixels, fewer than {_LEAST} on a side"
+    if picture.has_transparency_data:
+        alpha: Any = picture.convert("RGBA").getchannel("A").getextrema()
+        if alpha[0] < 255:  # an opaque alpha channel says nothing
+            return "is transparent in places; put it on a ground of your choice"
+    return picture.convert("RGB")
+
+
+def _sixteen_bits(opened: Any) -> bool:
+    """Whether a PNG has 16 bits a channel, which Pillow would silently halve; known before it is loaded."""
+    return opened.format == "PNG" and any("16" in str(tile[3]) for tile in opened.tile)
