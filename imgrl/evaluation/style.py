@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["StyleFigures", "gram_distance", "kid", "nearest_cosine", "probe_share", "style_figures"]
@@ -52,8 +51,12 @@ def style_figures(
 
 
 def probe_share(
-    images: Float[Tensor, "n d"], *, style: Float[Tensor, "a d"], other: Float[Tensor, "b d"], decay: float = 1e-2
-) -> Float[Tensor, ""]:
+    images: Tensor,
+    *,
+    style: Tensor,
+    other: Tensor,
+    decay: float = 1e-2,
+) -> Tensor:
     """Share of images on the style's side of a ridge-regularised logistic regression between style and other.
 
     Features are standardised and both sides weigh alike. It knows nothing of the reward's own discriminator.
@@ -78,8 +81,8 @@ def probe_share(
     return (seen @ line.detach() > 0).float().mean()
 
 
-def gram_distance(images: Float[Tensor, "n p d"], references: Float[Tensor, "m q d"]) -> Float[Tensor, ""]:
-    """``||G - G_ref|| / ||G_ref||`` of mean Gram matrices of patch features (Gatys et al. 2016): texture, not layout."""
+def gram_distance(images: Tensor, references: Tensor) -> Tensor:
+    """``||G - G_ref|| / ||G_ref||`` of mean Gram matrices of patches [n, p, d] (Gatys et al. 2016): texture only."""
 
     def gram(patches: Tensor) -> Tensor:
         flat = patches.flatten(0, 1).double()
@@ -89,7 +92,7 @@ def gram_distance(images: Float[Tensor, "n p d"], references: Float[Tensor, "m q
     return (gram(images) - target).norm() / target.norm()
 
 
-def kid(images: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+def kid(images: Tensor, references: Tensor) -> Tensor:
     """Unbiased MMD^2 with the kernel ``(x y / d + 1)^3`` (Binkowski et al. 2018).
 
     Raises:
@@ -109,6 +112,6 @@ def kid(images: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> Float
     return within + among - 2 * kernel(x, y).mean()
 
 
-def nearest_cosine(images: Float[Tensor, "n d"], references: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
+def nearest_cosine(images: Tensor, references: Tensor) -> Tensor:
     """Cosine of each image with the reference most like it."""
     return (F.normalize(images, dim=-1) @ F.normalize(references, dim=-1).T).amax(1)

@@ -174,7 +174,9 @@ def sample_path(
             f"Expected random steps between 0 and {len(sigmas) - 3} (the last step has no density), got "
             f"{len(noises)} from {start} on."
         )
-    states, log_probs, means = [], [], []
+    states: list[Tensor] = []
+    log_probs: list[Tensor] = []
+    means: list[Tensor] = []
     for i in range(len(sigmas) - 1):
         v = velocity_fn(x, sigmas[i])
         if not start <= i < start + len(noises):
@@ -183,7 +185,7 @@ def sample_path(
         states.append(x)
         step = sampler.step(x, v, sigmas=sigmas, index=i, noise=noises[i - start])
         log_probs.append(step.log_prob)
-        means.append(step.mean if keep_mean else None)
+        means += [step.mean] if keep_mean else []
         x = step.sample
         if i == start + len(noises) - 1:
             states.append(x)

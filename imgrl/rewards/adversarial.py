@@ -116,7 +116,8 @@ class Adversarial:
             )
         if compat not in (None, "official") or (compat and schedule):
             raise ValueError(f"Expected compat 'official' without a schedule, or none, got {compat!r}.")
-        self.source, self.loss, self.seed = references, loss, seed
+        self.source, self.seed = references, seed
+        self.loss: Loss = loss
         self.weights = self.loss_weights = (overall, patches)
         self.batch, self.share, self.schedule = batch, replay, Schedule(**(schedule or {}))
         if compat:

@@ -1,8 +1,8 @@
 """Rewards that learn: what they are called with beside scoring, and what several processes owe each other.
 
-A reward learns if it has a method ``learn(images, prompts, *, peers) -> metrics``. It may have ``prepare(height, width,
-round_trip)``, called before the first score, and an attribute ``waits``, true while the policy should not train yet. Its
-``state_dict(peers)`` and ``load_state_dict(state, peers)`` are part of every checkpoint.
+A reward learns if it has a method ``learn(images, prompts, *, peers) -> metrics``. It may have
+``prepare(height, width, round_trip)``, called before the first score, and an attribute ``waits``, true while the policy
+should not train yet. Its ``state_dict(peers)`` and ``load_state_dict(state, peers)`` are part of every checkpoint.
 """
 
 from __future__ import annotations

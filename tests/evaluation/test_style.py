@@ -39,7 +39,9 @@ def test_the_probe_tells_style_from_other():
     half = torch.cat([normal(50, 6, seed=4, shift=1.0), normal(50, 6, seed=5, shift=-1.0)])
     assert probe_share(half, style=style, other=other).item() == pytest.approx(0.5, abs=0.05)
     # sides of unequal number weigh alike: the middle stays the middle
-    assert probe_share(normal(400, 6, seed=6), style=style, other=other[:8]).item() == pytest.approx(0.5, abs=0.2)
+    assert probe_share(normal(400, 6, seed=6), style=style, other=other[:8]).item() == pytest.approx(
+        0.5, abs=0.2
+    )
 
 
 def test_copies_are_found():
@@ -49,7 +51,11 @@ def test_copies_are_found():
     def features(pooled):
         return pooled, pooled[:, None]
 
-    sets = {"base": features(normal(40, 16, seed=2, shift=-2)), "train": features(train), "heldout": features(heldout)}
+    sets = {
+        "base": features(normal(40, 16, seed=2, shift=-2)),
+        "train": features(train),
+        "heldout": features(heldout),
+    }
     fresh = style_figures(features(normal(40, 16, seed=3)), **sets)
     copies = style_figures(features(torch.cat([train[:20], normal(20, 16, seed=4)])), **sets)
     assert fresh.copied <= 0.1 and copies.copied == pytest.approx(0.5, abs=0.1)
