@@ -96,10 +96,29 @@ def test_files_that_say_nothing(tmp_path, text, sentence):
 def test_too_few_or_none(tmp_path):
     with pytest.raises(DataError, match="holds no pictures"):
         load_references(tmp_path, height=16, width=16)
-    with pytest.raises(DataError, match="a folder of pictures or a .jsonl file; .*gone is neither"):
+    with pytest.raises(DataError, match="a folder of pictures, .*gone is none"):
         load_references(tmp_path / "gone", height=16, width=16)
     paint(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"At least 2 reference images are needed, but .* has 1; add some\."):
         load_references(tmp_path, height=16, width=16, least=2)
     with pytest.raises(DataError, match=r"At least 1 reference images are needed, but the list has 0"):
         load_references([], height=16, width=16)
+
+
+def test_a_text_file_lists_pictures_beside_it(tmp_path):
+    for seed, name in enumerate("abc"):
+        paint(tmp_path / f"{name}.png", seed)
+    (tmp_path / "some.txt").write_text("a.png\n\nc.png\n")
+    found = load_references(tmp_path / "some.txt", height=16, width=16)
+    assert found.files == tuple(str(tmp_path / name) for name in ("a.png", "c.png")) and not found.of_prompt
+
+
+def test_pictures_of_the_embedded_world():
+    found = load_references("world:pastel:5", height=64, width=64)
+    assert (
+        found.images.shape == (5, 3, 64, 64)
+        and len(load_references("world:noise", height=8, width=8).files) == 100
+    )
+    for wrong in ("world:cubist", "world:pastel:many", "world:pastel:0", "world:pastel:5:5"):
+        with pytest.raises(DataError, match="Rendered references are world:STYLE"):
+            load_references(wrong, height=16, width=16)
