@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from imgrl.cli.common import AsJson, choose_device, print_json
-from imgrl.errors import CheckpointError
+from imgrl.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from imgrl.policies import Policy
 
 __all__ = ["export"]
 
@@ -22,6 +25,10 @@ def export(
         str | None,
         typer.Option(help="current, sampling, old or ema; default: those that the run's evaluation scores."),
     ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(min=0.0, help="Scale of a LoRA: 0.5 gives half of what was learned, a slider of style."),
+    ] = 1.0,
     device: Annotated[str | None, typer.Option()] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,6 +56,8 @@ def export(
     load_weights(checkpoint, policy, weights)
     folder = out or run / "export"
     policy.weights.add(weights)  # so that the manifest names them
+    if strength != 1:
+        _scale(policy, weights, strength)
     manifest = policy.export(folder, weights=weights)
     if as_json:
         print_json({"folder": str(folder), **asdict(manifest)})
@@ -58,3 +67,15 @@ def export(
         typer.echo(f"{folder}: {files}. {manifest.unverified}")
     else:
         typer.echo(f"{folder}: {files}; stock diffusers agrees to {manifest.velocity_error:.1e}")
+
+
+def _scale(policy: Policy, name: str, strength: float) -> None:
+    """Scale a LoRA's change of every layer, B A, by scaling B."""
+    from imgrl.policies.lora import LoraWeights
+
+    if not isinstance(policy.weights, LoraWeights):
+        raise ConfigError("--strength scales a LoRA, but this run trained all weights (model.train: full)")
+    state = policy.weights.state_dict(name)
+    policy.weights.load_state_dict(
+        name, {k: t * strength if ".lora_B." in k else t for k, t in state.items()}
+    )

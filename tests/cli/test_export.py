@@ -74,6 +74,19 @@ def test_weights_are_those_that_the_run_evaluates(imgrl, trained, sd3_folder, tm
     torch.testing.assert_close(exported(sd3_folder, tmp_path / "run/export"), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.25, 2.0])
+def test_strength_scales_what_was_learned(imgrl, trained, tmp_path, strength):
+    from safetensors.torch import load_file
+
+    for folder, option in (("whole", []), ("part", ["--strength", str(strength)])):
+        assert imgrl("export", "run", "-o", folder, "--device", "cpu", *option).exit_code == 0
+    whole, part = (
+        load_file(tmp_path / folder / "pytorch_lora_weights.safetensors") for folder in ("whole", "part")
+    )
+    for key, tensor in whole.items():
+        torch.testing.assert_close(part[key], tensor * strength if ".lora_B." in key else tensor)
+
+
 def test_an_export_that_memory_did_not_suffice_to_check_is_written(imgrl, trained, tmp_path, monkeypatch):
     from imgrl.policies import Policy
 
