@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Arguments",
     "AsJson",
+    "check_writable",
     "choose_device",
     "image_progress",
     "interactive",
@@ -91,6 +92,20 @@ def screen(*, stderr: bool = False) -> Console:
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2, sort_keys=False, default=str))
+
+
+def check_writable(out: Path, option: str) -> None:
+    """Refuse a bad place for a file before minutes of work.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option} {out} cannot be written: {error.strerror or error}") from error
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imgrl.cli.common import AsJson, print_json, whole_numbers
+from imgrl.cli.common import AsJson, check_writable, print_json, whole_numbers
 from imgrl.cli.models import (
     DeviceName,
     DistilledGuidance,
@@ -47,7 +47,9 @@ def sample(
 ) -> None:
     """Write a grid of samples: one row a prompt, one column a seed; at the text length and size of the LoRA's run."""
     columns, rule = whole_numbers(seeds, "--seeds"), check_solver(solver)
-    _check_writable(out)
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out must end in .png, but {str(out)!r} was given")
+    check_writable(out, "--out")
     settings = sampling_settings(
         model,
         lora,
@@ -77,15 +79,3 @@ def sample(
         print_json({"file": str(out), "prompts": prompts, "seeds": columns})
     else:
         typer.echo(str(out))
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse a bad place before minutes of sampling."""
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out must end in .png, but {str(out)!r} was given")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("ab"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imgrl.cli.common import image_progress, screen
+from imgrl.cli.common import check_writable, image_progress, screen
 from imgrl.errors import ConfigError, RewardError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def score(
     """Score a folder of pictures by rewards: a table, and every image's scores as JSON."""
     specs = _specs(reward)
     if out is not None:
-        _check_writable(out)
+        check_writable(out, "--json")
     from imgrl.data.pairs import load_pairs
     from imgrl.rewards import RewardSet
 
@@ -174,13 +174,3 @@ def _print(summary: Mapping[str, Mapping[str, Any]], count: int) -> None:
             screen(stderr=True).print(
                 f"{name} failed on {figures['failed']} images, last: {figures['last_failure']}", markup=False
             )
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse a bad place before minutes of scoring."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("ab"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"--json {out} cannot be written: {error.strerror or error}") from error

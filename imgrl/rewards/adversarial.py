@@ -154,8 +154,8 @@ class Adversarial:
         """Features in standard deviations of the references' patches: a head learns little from uneven scales."""
         return Features(*((part - self._mean) / self._scale for part in raw))
 
-    @property
     def _known(self) -> tuple[References, Features]:
+        """The references and their features; RewardError before they have been seen."""
         if self._references is None or self._seen is None:
             raise RewardError("An adversarial reward must see its references first: call prepare().")
         return self._references, self._seen
@@ -164,7 +164,7 @@ class Adversarial:
 
     def features(self, images: Tensor) -> Features:
         """The one way from pixels to what the head reads; the images last scored are not looked at twice."""
-        self._known  # noqa: B018 - says what is missing
+        self._known()
         if self._scored is None or not torch.equal(self._scored[0], images):
             self._scored = (images, self._standard(self.extractor(images)))
         return self._scored[1]
@@ -192,7 +192,7 @@ class Adversarial:
         Gradients are averaged over processes, and what decides is measured over all of them, so the head stays equal
         everywhere.
         """
-        references, seen = self._known
+        references, seen = self._known()
         key = (1_000_003 * self.seed + self.round) * 4096 + peers.rank  # each process draws for itself
         generator = torch.Generator().manual_seed(key)
         generated = self.features(images)

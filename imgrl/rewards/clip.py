@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.rewards.embeddings import Remembered, chosen_device, picture_keys
-from imgrl.rewards.hub import check_source, in_brief
+from imgrl.rewards.hub import check_source, not_loaded
 
 __all__ = ["ClipCosine", "ClipTower", "PickScore", "clip_tower"]
 
@@ -84,10 +84,7 @@ def clip_tower(model: str, processor: str, device: str) -> ClipTower:
         weights, told = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
         prepare = CLIPProcessor.from_pretrained(processor)
     except Exception as error:  # the libraries below it raise their own kinds
-        raise RewardError(
-            f"{where} could not be loaded ({in_brief(error)}); give args.model a folder or a hub name of a CLIP "
-            "model, and download it first if this machine has no network."
-        ) from error
+        raise not_loaded(where, error, argument="model", wanted="a hub name of a CLIP model") from error
     if lacking := sorted({*told["missing_keys"], *(str(key) for key in told["mismatched_keys"])}):
         raise RewardError(
             f"{where} lacks {len(lacking)} of CLIP's tensors, such as {lacking[0]}; copy it again."

@@ -87,7 +87,8 @@ class RewardSet:
             RewardError: if a reward misses a column, raises, or breaks its contract.
         """
         self._columns = column_names(prompts)
-        self.learners.prepare(height=height, width=width, round_trip=lambda images: images)
+        if not self.learners.prepared:
+            self.learners.prepare(height=height, width=width, round_trip=lambda images: images)
         images = torch.stack([torch.full((3, height, width), level) for level in (0.25, 0.75)])
         low = high = 0.0
         for name, reward in self.rewards.items():

@@ -7,6 +7,7 @@ between two resize kernels instead of that between two kinds of picture.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -57,7 +58,7 @@ def prepared(
     return (exact - mean) / std
 
 
-class _Frozen:
+class _Frozen(ABC):
     """Batches and gradients of a frozen network."""
 
     def __init__(self, name: str, network: Any, *, side: int, batch: int, mean: Any, std: Any) -> None:
@@ -78,8 +79,9 @@ class _Frozen:
         ]
         return Features(*(torch.cat(kind).float() for kind in zip(*parts, strict=True)))
 
+    @abstractmethod
     def _see(self, pixels: Tensor) -> Features:
-        raise NotImplementedError
+        """Features of normalised pixels [n, 3, side, side]."""
 
 
 class VitFeatures(_Frozen):

@@ -8,7 +8,7 @@ from typing import Any
 
 from imgrl.errors import RewardError
 
-__all__ = ["check_source", "in_brief", "in_cache", "load_whole", "read_weights", "weight_file"]
+__all__ = ["check_source", "in_brief", "in_cache", "load_whole", "not_loaded", "read_weights", "weight_file"]
 
 
 def in_cache(place: str) -> bool:
@@ -97,6 +97,14 @@ def load_whole(module: Any, given: Mapping[str, Any], *, file: Path, what: str) 
         rest = f", and {len(faults) - 1} more such faults" if len(faults) > 1 else ""
         raise RewardError(f"{file} does not hold {what}: {faults[0]}{rest}; download it again.")
     module.load_state_dict(given)
+
+
+def not_loaded(what: str, error: Exception, *, argument: str, wanted: str) -> RewardError:
+    """The refusal of a model or tokenizer that ``from_pretrained`` could not give."""
+    return RewardError(
+        f"{what} could not be loaded ({in_brief(error)}); give args.{argument} a folder or {wanted}, and download it "
+        "first if this machine has no network."
+    )
 
 
 def in_brief(error: Exception) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from imgrl.errors import RewardError
 from imgrl.rewards.aesthetic import linear_stack
 from imgrl.rewards.embeddings import chosen_device
-from imgrl.rewards.hub import check_source, in_brief, load_whole, read_weights, weight_file
+from imgrl.rewards.hub import check_source, in_brief, load_whole, not_loaded, read_weights, weight_file
 from imgrl.rewards.pixels import CLIP_MEAN, CLIP_STD, normalised, to_uint8
 
 __all__ = ["ImageReward", "centre_cut", "translated"]
@@ -207,10 +207,8 @@ def _tokenizer(source: str, words: int) -> Any:
     try:
         found = BertTokenizer.from_pretrained(source)
     except Exception as error:  # the libraries below it raise their own kinds
-        raise RewardError(
-            f"BERT's tokenizer {source!r} could not be loaded ({in_brief(error)}); give args.tokenizer a folder or "
-            "a hub name, and download it first if this machine has no network."
-        ) from error
+        what = f"BERT's tokenizer {source!r}"
+        raise not_loaded(what, error, argument="tokenizer", wanted="a hub name") from error
     if len(found) > words:
         raise RewardError(
             f"The tokenizer {source!r} has {len(found)} words, but the weights only know {words}; "

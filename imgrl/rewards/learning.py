@@ -70,6 +70,8 @@ class Learners:
         self.targets: dict[str, Any] = {
             name: reward.target for name, reward in rewards.items() if reward.learns
         }
+        self.prepared = False
+        """Whether they have been shown any; probes need no more than that."""
 
     def __bool__(self) -> bool:
         """Whether any learns."""
@@ -83,6 +85,7 @@ class Learners:
             width: of the images.
             round_trip: images [n, 3, H, W] in [0, 1] through the policy's own autoencoder.
         """
+        self.prepared = True
         for target in self.targets.values():
             if hasattr(target, "prepare"):
                 target.prepare(height=height, width=width, round_trip=round_trip)

@@ -142,20 +142,23 @@ def _entries(source: str | Path | Sequence[str | Path]) -> Iterator[tuple[str | 
             raise DataError(f"The folder {path} holds no pictures ({', '.join(ENDINGS)}).")
         yield from ((None, file) for file in files)
     elif path.suffix == ".jsonl" and path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield from _row(line, f"{path}:{number}", path.parent)
+        for number, line in _lines(path):
+            yield from _row(line, f"{path}:{number}", path.parent)
     elif path.suffix == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        yield from ((None, path.parent / line.strip()) for line in lines if line.strip())
+        yield from ((None, path.parent / line.strip()) for _, line in _lines(path))
     else:
         raise DataError(
             f"References come from a folder of pictures, a .txt or .jsonl file, or world:STYLE; {path} is none."
         )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that is not empty."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _rendered(source: str, height: int, width: int) -> References:

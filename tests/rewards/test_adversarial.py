@@ -116,7 +116,7 @@ def test_references_go_through_the_policys_autoencoder(folder):
     reward.prepare(height=SIZE, width=SIZE, round_trip=lambda images: seen.append(images) or images.flip(-1))
     assert torch.cat(seen).shape == (24, 3, SIZE, SIZE)
     mirrored = made(folder, hidden=8)
-    assert not torch.allclose(reward._known[1].patches, mirrored._known[1].patches, atol=1e-3)
+    assert not torch.allclose(reward._known()[1].patches, mirrored._known()[1].patches, atol=1e-3)
 
 
 # ------------------------------------------------------------------- schedule

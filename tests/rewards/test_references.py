@@ -113,6 +113,12 @@ def test_a_text_file_lists_pictures_beside_it(tmp_path):
     assert found.files == tuple(str(tmp_path / name) for name in ("a.png", "c.png")) and not found.of_prompt
 
 
+def test_a_list_that_is_no_text(tmp_path):
+    (tmp_path / "some.txt").write_bytes(b"a.png\n\xff")
+    with pytest.raises(DataError, match=r"some.txt is not UTF-8 text \(byte 6\)"):
+        load_references(tmp_path / "some.txt", height=16, width=16)
+
+
 def test_pictures_of_the_embedded_world():
     found = load_references("world:pastel:5", height=64, width=64)
     assert (
