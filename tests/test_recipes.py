@@ -9,7 +9,11 @@ from imgrl.resources import recipe_names, recipe_path
 from imgrl.training.image_loop import Trainer
 
 NAMES = recipe_names()
-OBJECTIVES = {name: name for name in ("crd", "nft", "awm", "dgpo", "grpo")} | {"ocr": "crd", "adv": "grpo"}
+OBJECTIVES = {name: name for name in ("crd", "nft", "awm", "dgpo", "grpo")} | {
+    "ocr": "crd",
+    "adv": "grpo",
+    "style": "crd",
+}
 
 
 def test_there_are_recipes():

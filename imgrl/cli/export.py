@@ -75,7 +75,4 @@ def _scale(policy: Policy, name: str, strength: float) -> None:
 
     if not isinstance(policy.weights, LoraWeights):
         raise ConfigError("--strength scales a LoRA, but this run trained all weights (model.train: full)")
-    state = policy.weights.state_dict(name)
-    policy.weights.load_state_dict(
-        name, {k: t * strength if ".lora_B." in k else t for k, t in state.items()}
-    )
+    policy.weights.scale(name, strength)

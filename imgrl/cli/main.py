@@ -21,6 +21,7 @@ from imgrl.cli import (
     sample,
     score,
     serve_rewards,
+    style,
     train,
     verify_resume,
 )
@@ -92,6 +93,7 @@ def _hush() -> None:
 
 
 app.command("train")(train.train)
+app.command("style")(style.style)
 app.command("sample")(sample.sample)
 app.add_typer(evaluate.app, name="eval")
 app.command("export")(export.export)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imgrl.recipe import Recipe
     from imgrl.training.reporting import Reporter
 
-__all__ = ["train"]
+__all__ = ["new_folder", "reporter_of", "saved_recipe", "train"]
 
 
 def train(
@@ -37,7 +37,7 @@ def train(
     recipe = _recipe(arguments, resume)
     from imgrl.training.image_loop import Trainer
 
-    reporter = _reporter(silent=quiet or as_json or not _is_main())
+    reporter = reporter_of(silent=quiet or as_json or not _is_main())
     try:
         summary = Trainer(recipe, reporter=reporter).train(resume=resume is not None)
     finally:
@@ -63,13 +63,13 @@ def _recipe(arguments: list[str] | None, resume: Path | None) -> Recipe:
     if resume is not None:
         if name is not None:
             raise ConfigError(f"--resume uses the recipe in {resume}, so leave out the recipe {name!r}")
-        recipe = resolve(_saved_recipe(resume), overrides, processes=processes)
+        recipe = resolve(saved_recipe(resume), overrides, processes=processes)
         return replace(recipe, run=replace(recipe.run, dir=str(resume)))
     recipe = resolve(name, overrides, processes=processes)
     if recipe.run.dir is None:
         if processes > 1:
             raise ConfigError(f"run.dir must be given where {processes} processes share one run folder")
-        recipe = replace(recipe, run=replace(recipe.run, dir=_new_folder(name or DEFAULT_RECIPE)))
+        recipe = replace(recipe, run=replace(recipe.run, dir=new_folder(name or DEFAULT_RECIPE)))
     folder = Path(str(recipe.run.dir))
     if holds_results(folder):
         raise ConfigError(
@@ -79,19 +79,26 @@ def _recipe(arguments: list[str] | None, resume: Path | None) -> Recipe:
     return recipe
 
 
-def _new_folder(recipe: str) -> str:
+def new_folder(recipe: str) -> str:
+    """Where a run without ``run.dir`` goes: named after its recipe and the time."""
     stem = recipe.removesuffix(".yaml").removeprefix("configs/").strip("./").replace("/", "-")
     return f"runs/{stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _saved_recipe(run: Path) -> Path:
+def saved_recipe(run: Path) -> Path:
+    """The recipe that a run folder keeps.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     saved = run / "config.yaml"
     if not saved.is_file():
         raise ConfigError(f"--resume expects a run folder, but there is no {saved}")
     return saved
 
 
-def _reporter(*, silent: bool) -> Reporter:
+def reporter_of(*, silent: bool) -> Reporter:
+    """Who tells of a run: a live display on a terminal, else lines, or nobody."""
     from imgrl.cli.progress import PlainReporter, RichReporter
     from imgrl.training.reporting import Silent
 

@@ -147,6 +147,11 @@ class LoraWeights(NamedWeights):
                 if ".lora_B." in path:
                     tensor.zero_()
 
+    def scale(self, name: str, strength: float) -> None:
+        """Scale what a set of weights changes in every layer, B A, by scaling B."""
+        state = self.state_dict(name)
+        self.load_state_dict(name, {k: t * strength if ".lora_B." in k else t for k, t in state.items()})
+
     def _inject(self, name: str) -> None:
         from peft import LoraConfig
 

@@ -1,12 +1,13 @@
 """Reference images: what a learning reward takes for good, and what a style is learned from.
 
-They come as a folder of pictures, as a file that lists them, as a JSON-lines file that gives prompts theirs, as a list,
-or rendered by the embedded world. Whatever is wrong with
-them is said at once, before anything expensive starts.
+They come as a folder of pictures, as a file that lists them, as a JSON-lines or CSV file that gives prompts theirs, as
+a list, or rendered by the embedded world. Whatever is wrong with them is said at once, before anything expensive
+starts.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,8 +65,9 @@ def load_references(
 
     Args:
         source: a folder (searched with its subfolders), a text file with a path a line, a JSON-lines file of
-            ``{"prompt": ..., "refs": [paths]}``, a list of files, or ``world:STYLE[:COUNT]`` (100 pictures of the
-            embedded world). Paths are relative to the file that has them.
+            ``{"prompt": ..., "refs": [paths]}``, a CSV file with the columns ``file`` and ``prompt``, a list of
+            files, or ``world:STYLE[:COUNT]`` (100 pictures of the embedded world). Paths are relative to the file
+            that has them.
         height: of the images to make, pixels.
         width: of the images to make, pixels.
         least: fewer than this many are refused.
@@ -146,9 +148,11 @@ def _entries(source: str | Path | Sequence[str | Path]) -> Iterator[tuple[str | 
             yield from _row(line, f"{path}:{number}", path.parent)
     elif path.suffix == ".txt" and path.is_file():
         yield from ((None, path.parent / line.strip()) for _, line in _lines(path))
+    elif path.suffix == ".csv" and path.is_file():
+        yield from _captions(path)
     else:
         raise DataError(
-            f"References come from a folder of pictures, a .txt or .jsonl file, or world:STYLE; {path} is none."
+            f"References come from a folder of pictures, a .txt, .jsonl or .csv file, or world:STYLE; {path} is none."
         )
 
 
@@ -177,6 +181,22 @@ def _rendered(source: str, height: int, width: int) -> References:
         files=tuple(f"{source}/{number}" for number in range(count)),
         of_prompt={},
     )
+
+
+def _captions(path: Path) -> Iterator[tuple[str, Path]]:
+    """Prompt and file of every row of a table with a header."""
+    rows = csv.DictReader(line for _, line in _lines(path))
+    if not {"file", "prompt"} <= set(rows.fieldnames or ()):
+        raise DataError(
+            f"{path} must have the columns file and prompt, but its first line names {rows.fieldnames}."
+        )
+    for number, row in enumerate(rows, 2):
+        file, prompt = (row["file"] or "").strip(), (row["prompt"] or "").strip()
+        if not file or not prompt:
+            raise DataError(
+                f"Row {number} of {path} must have a file and a prompt, got {file!r} and {prompt!r}."
+            )
+        yield prompt, path.parent / file
 
 
 def _row(line: str, where: str, folder: Path) -> Iterator[tuple[str, Path]]:

@@ -36,7 +36,7 @@ def test_an_existing_run_is_not_overwritten(refused, tmp_path):
     )
 
 
-def test_resume_takes_the_saved_recipe_and_the_folder_named(tmp_path):
+def test_resume_takes_thesaved_recipe_and_the_folder_named(tmp_path):
     saved = Recipe(run=Run(dir="where-it-was", seed=5))
     (tmp_path / "config.yaml").write_text(dump(saved))
     resumed = _recipe(["run.rounds=9"], tmp_path)

@@ -1,0 +1,249 @@
+"""``imgrl style``: teach a model the style of a folder of pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imgrl.cli.common import Arguments, AsJson, print_json, split_arguments
+from imgrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from imgrl.recipe import Recipe
+    from imgrl.types import Prompt
+
+__all__ = ["style"]
+
+_RECIPE = "tiny-sd3/style"
+_MOST_PROMPTS, _FEWEST_PROMPTS, _EVERY = 24, 10, 5
+
+
+def style(
+    arguments: Arguments = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures of the style, at least 10: a folder, a .txt list, a .csv or .jsonl with captions, or "
+            "world:outlined, world:pastel, world:hatched."
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="What to draw, without words of style: .txt or .jsonl. Default: captions, or the recipe's."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Default: the recipe's.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder, and measure it.", metavar="RUN")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Customise a model to a style with Adv-GRPO's learning reward; default recipe: tiny-sd3/style.
+
+    Every fifth picture is kept back. Written to the run folder: the LoRA (`imgrl export RUN --strength 0.5` for half of
+    it), style/before-after.png, and style/style.json with figures at strength 0, 0.5 and 1.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "imgrl style runs in one process; to train on several, use `torchrun ... -m imgrl.cli.main train` with a "
+            "style recipe, then `imgrl style --resume RUN` here"
+        )
+    recipe = _prepared(arguments, images, prompts, model) if resume is None else _resumed(arguments, resume)
+    from imgrl.cli.train import reporter_of
+    from imgrl.training.image_loop import Trainer
+
+    telling = reporter_of(silent=quiet or as_json)
+    try:
+        summary = Trainer(recipe, reporter=telling).train(resume=resume is not None)
+    finally:
+        if callable(close := getattr(telling, "close", None)):
+            close()
+    if summary.interrupted:
+        raise typer.Exit(130)
+    figures = _measured(recipe, Path(summary.run_dir))
+    if as_json:
+        print_json(figures)
+    elif not quiet:
+        _print(figures)
+
+
+def _prepared(
+    arguments: Sequence[str] | None, images: str | None, prompts: str | None, model: str | None
+) -> Recipe:
+    """Check everything given, and write into the run folder what the run will use."""
+    from imgrl.cli.train import new_folder
+    from imgrl.config import resolve
+    from imgrl.rewards.spec import RewardSpec
+    from imgrl.rewards.splitting import split_references
+    from imgrl.training.run_folder import holds_results, open_folder
+
+    if images is None:
+        raise ConfigError("--images is missing: give a folder of pictures, or world:outlined to try it out")
+    name, overrides = split_arguments(arguments)
+    if model is not None:
+        overrides = [*overrides, f"model.path={json.dumps(model)}"]
+    recipe = resolve(name or _RECIPE, overrides)
+    reward = _learning_reward(recipe)
+    if recipe.model.train != "lora":
+        raise ConfigError(
+            "imgrl style trains a LoRA, whose strength can be chosen, but model.train is not lora"
+        )
+    folder = Path(recipe.run.dir or new_folder(name or _RECIPE))
+    if holds_results(folder):
+        raise ConfigError(f"{folder} already holds a run; continue it with `imgrl style --resume {folder}`")
+    own = open_folder(str(folder)) / "style"
+    train, _ = split_references(images, own)
+    spec = recipe.rewards[reward]
+    spec = spec if isinstance(spec, RewardSpec) else RewardSpec(use="adversarial")
+    recipe = replace(
+        recipe,
+        run=replace(recipe.run, dir=str(folder)),
+        rewards={**recipe.rewards, reward: replace(spec, args={**spec.args, "references": str(train)})},
+    )
+    given = _prompts(prompts, train)
+    return recipe if given is None else _with_prompts(recipe, given, own)
+
+
+def _learning_reward(recipe: Recipe) -> str:
+    """Name of the recipe's one adversarial reward."""
+    names = [name for name, spec in recipe.rewards.items() if getattr(spec, "use", spec) == "adversarial"]
+    if len(names) != 1:
+        raise ConfigError(
+            f"imgrl style needs a recipe with one adversarial reward, but this one has {len(names)}; "
+            f"start from {_RECIPE}"
+        )
+    return names[0]
+
+
+def _prompts(source: str | None, references: Path) -> list[Prompt] | None:
+    """Prompts that were given or that the references have; None leaves it to the recipe.
+
+    Raises:
+        DataError: if references belong to prompts and a prompt has none.
+    """
+    from imgrl.data import load_prompts
+    from imgrl.errors import DataError
+
+    captioned = references.suffix == ".jsonl"
+    if source is None:
+        if not captioned:
+            return None
+        rows = [json.loads(line) for line in references.read_text(encoding="utf-8").splitlines()]
+        return load_prompts([row["prompt"] for row in rows])
+    found = load_prompts(source)
+    if captioned:
+        known = {json.loads(line)["prompt"] for line in references.read_text(encoding="utf-8").splitlines()}
+        without = [prompt.text for prompt in found if prompt.text not in known]
+        if without:
+            raise DataError(
+                f"{len(without)} of {len(found)} prompts have no reference for training, the first {without[0]!r}; "
+                "leave --prompts out to use the captions, or give the pictures without captions"
+            )
+    return found
+
+
+def _with_prompts(recipe: Recipe, prompts: Sequence[Prompt], folder: Path) -> Recipe:
+    """Train on four fifths of the prompts and evaluate on the rest, or on all of a few; both written down."""
+    held = [p for number, p in enumerate(prompts) if number % _EVERY == _EVERY - 1]
+    kept = [p for number, p in enumerate(prompts) if number % _EVERY != _EVERY - 1]
+    if len(prompts) < _FEWEST_PROMPTS:
+        held = kept = list(prompts)
+    files = folder / "prompts-train.jsonl", folder / "prompts-heldout.jsonl"
+    for file, chosen in zip(files, (kept, held), strict=True):
+        rows = [json.dumps({"prompt": prompt.text, **prompt.columns}) for prompt in chosen]
+        file.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    balance = recipe.data.balance if all(recipe.data.balance in p.columns for p in prompts) else None
+    return replace(
+        recipe,
+        data=replace(recipe.data, prompts=str(files[0]), balance=balance),
+        evaluation=replace(recipe.evaluation, prompts=str(files[1])),
+    )
+
+
+def _resumed(arguments: Sequence[str] | None, run: Path) -> Recipe:
+    from imgrl.cli.train import saved_recipe
+    from imgrl.config import resolve
+
+    name, overrides = split_arguments(arguments)
+    if name is not None:
+        raise ConfigError(f"--resume uses the recipe in {run}, so leave out the recipe {name!r}")
+    if not any((run / "style").glob("references-heldout.*")):
+        raise ConfigError(f"{run} is no run of imgrl style: it has no references kept back")
+    recipe = resolve(saved_recipe(run), overrides)
+    return replace(recipe, run=replace(recipe.run, dir=str(run)))
+
+
+def _measured(recipe: Recipe, run: Path) -> dict[str, Any]:
+    """Figures of the finished run, written to style/style.json."""
+    from imgrl.cli.models import load_for_sampling
+    from imgrl.data import load_prompts
+    from imgrl.evaluation.customisation import Sides, measure_style
+    from imgrl.evaluation.protocol import Protocol
+    from imgrl.rewards.features import load_extractor
+    from imgrl.rewards.references import load_references
+    from imgrl.training.run_folder import write_json
+
+    policy = load_for_sampling(recipe.model, run / "lora", device=None)
+    height = recipe.model.height or policy.default_size
+    width = recipe.model.width or policy.default_size
+    train, heldout = (
+        load_references(next((run / "style").glob(f"references-{side}.*")), height=height, width=width).images
+        for side in ("train", "heldout")
+    )
+    every = load_prompts(recipe.evaluation.prompts)
+    prompts = every[:: max(1, len(every) // _MOST_PROMPTS)][:_MOST_PROMPTS]
+    settings = recipe.evaluation
+    protocol = Protocol(
+        images_per_prompt=4,
+        steps=max(settings.steps),
+        guidance=settings.guidance,
+        solver=settings.solver,
+        seed=settings.seed,
+        batch=settings.batch or 16,
+        height=recipe.model.height,
+        width=recipe.model.width,
+    )
+    extractor = load_extractor()
+    figures = measure_style(
+        policy,
+        prompts,
+        Sides(train=train, heldout=heldout),
+        protocol=protocol,
+        see=lambda images: tuple(part.cpu() for part in extractor(images)),  # pyright: ignore
+        picture=run / "style" / "before-after.png",
+    )
+    report = {
+        "strength": figures,
+        "prompts": len(prompts),
+        "images": len(prompts) * protocol.images_per_prompt,
+        "steps": protocol.steps,
+        "features": extractor.name,
+        "references": {"train": len(train), "heldout": len(heldout)},
+        "picture": str(run / "style" / "before-after.png"),
+        "lora": str(run / "lora"),
+    }
+    write_json(run / "style" / "style.json", report)
+    return report
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from imgrl.cli.common import screen
+
+    columns = list(next(iter(report["strength"].values())))
+    table = Table(title=f"style by strength of the LoRA, {report['images']} images", title_justify="left")
+    for column in ("strength", *columns):
+        table.add_column(column, justify="right")
+    for strength, figures in report["strength"].items():
+        table.add_row(strength, *(f"{figures[column]:.3f}" for column in columns))
+    screen().print(table)
+    typer.echo(f"{report['picture']}\n{report['lora']}")

@@ -1,0 +1,76 @@
+"""Keeping some reference images back, so that what was learned from the others can be measured on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from imgrl.errors import DataError
+from imgrl.rewards.references import References, load_references
+
+__all__ = ["split_references"]
+
+_LEAST = 10
+
+
+def split_references(source: str, folder: Path, *, every: int = 5) -> tuple[Path, Path]:
+    """Check references and write two lists of them, for training and held out; returns the two files.
+
+    Every ``every``-th picture is held out; of references with prompts, every ``every``-th prompt with its pictures,
+    less those that training prompts share. Rendered references become files too.
+
+    Args:
+        source: what :func:`imgrl.rewards.references.load_references` takes.
+        folder: where the lists go.
+        every: one in so many is held out.
+
+    Raises:
+        DataError: if a reference cannot be used or there are fewer than ten.
+    """
+    found = load_references(source, height=64, width=64, least=_LEAST)
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.startswith("world:"):
+        found = _written(found, folder / "pictures")
+    files = [str(Path(file).resolve()) for file in found.files]
+    if found.of_prompt:
+        return _split_prompts(found, files, folder, every)
+    kept = [file for row, file in enumerate(files) if row % every != every - 1]
+    held = [file for row, file in enumerate(files) if row % every == every - 1]
+    train, heldout = folder / "references-train.txt", folder / "references-heldout.txt"
+    train.write_text("".join(f"{file}\n" for file in kept), encoding="utf-8")
+    heldout.write_text("".join(f"{file}\n" for file in held), encoding="utf-8")
+    return train, heldout
+
+
+def _written(found: References, folder: Path) -> References:
+    """The same references as PNG files."""
+    folder.mkdir(exist_ok=True)
+    names = tuple(str(folder / f"{row:04d}.png") for row in range(len(found.files)))
+    for image, name in zip(found.images, names, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(name)
+    return References(images=found.images, files=names, of_prompt={})
+
+
+def _split_prompts(found: References, files: list[str], folder: Path, every: int) -> tuple[Path, Path]:
+    """Whole prompts are held out; a picture that a training prompt has too stays with training."""
+    entries = list(found.of_prompt.items())
+    train = [entry for number, entry in enumerate(entries) if number % every != every - 1]
+    used = {row for _, rows in train for row in rows}
+    left = [
+        (prompt, tuple(row for row in rows if row not in used))
+        for number, (prompt, rows) in enumerate(entries)
+        if number % every == every - 1
+    ]
+    held = [(prompt, rows) for prompt, rows in left if rows]
+    if sum(len(rows) for _, rows in held) < 2:
+        raise DataError(
+            f"At least two reference images are held out, every {every}th prompt with its own, but {len(entries)} "
+            "prompts leave fewer; add prompts with pictures of their own, or give the pictures without prompts."
+        )
+    lists = folder / "references-train.jsonl", folder / "references-heldout.jsonl"
+    for file, chosen in zip(lists, (train, held), strict=True):
+        lines = [json.dumps({"prompt": p, "refs": [files[row] for row in rows]}) for p, rows in chosen]
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return lists

@@ -1,0 +1,102 @@
+"""`imgrl style`: a whole run on random weights, and everything that is refused before it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgrl.config import resolve
+
+
+@pytest.fixture
+def own(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for number in range(10):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def tiny(small):
+    """The shortest run: small's model and batch, without its reward and prompts."""
+    keep = [text for text in small if not text.startswith(("rewards", "data", "evaluation", "objective"))]
+    args = "rewards.like.args={references: world:plain, hidden: 8, schedule: {steps: 1, warmup: 0}}"
+    return [*keep, args, "run.rounds=1", "run.dir=run", "evaluation={steps: [1], images_per_prompt: 2}"]
+
+
+def test_pictures_become_a_lora_a_grid_and_figures(imgrl, own, tiny, tmp_path):
+    (tmp_path / "content.txt").write_text("".join(f"a thing number {n}\n" for n in range(10)))
+    result = imgrl("style", "--images", own, "--prompts", "content.txt", *tiny, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    report = json.loads(result.stdout)
+    run = tmp_path / "run"
+    assert report == json.loads((run / "style" / "style.json").read_text())
+    assert list(report["strength"]) == ["0", "0.5", "1"]
+    assert set(report["strength"]["1"]) == {"probe", "gram", "kid", "copied", "content", "diversity"}
+    assert report["references"] == {"train": 8, "heldout": 2} and report["images"] == 8
+    assert (run / "style" / "before-after.png").is_file() and (run / "lora").is_dir()
+    recipe = resolve(run / "config.yaml")
+    assert recipe.rewards["like"].args["references"].endswith("references-train.txt")
+    held = [json.loads(line)["prompt"] for line in open(recipe.evaluation.prompts)]
+    assert held == ["a thing number 4", "a thing number 9"]
+    again = imgrl("style", "--resume", "run", "--json")
+    assert again.exit_code == 0, (again.output, again.exception)
+    assert json.loads(again.stdout) == report
+
+
+def test_captions_are_the_prompts(imgrl, own, tiny, tmp_path):
+    rows = [{"prompt": f"thing {n}", "refs": [f"{2 * n}.png", f"{2 * n + 1}.png"]} for n in range(5)]
+    (own / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = imgrl("style", "--images", own / "list.jsonl", *tiny, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    drawn = [json.loads(line)["prompt"] for line in open(tmp_path / "run/style/prompts-train.jsonl")]
+    assert drawn == [f"thing {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "--images is missing: give a folder of pictures"),
+        (("--images", "nowhere"), "References come from a folder of pictures"),
+        (
+            ("--images", "own", "tiny-sd3/crd"),
+            "needs a recipe with one adversarial reward, but this one has 0",
+        ),
+        (("--images", "own", "model.train=full"), "imgrl style trains a LoRA"),
+        (("--images", "own", "--prompts", "no.txt"), "no.txt"),
+        (("--resume", "own"), "own is no run of imgrl style"),
+        (("--resume", "own", "tiny-sd3/style"), "leave out the recipe 'tiny-sd3/style'"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(refused, own, arguments, told):
+    assert told in refused("style", *arguments)
+
+
+def test_every_picture_that_cannot_be_used_is_named(refused, own):
+    (own / "3.png").write_bytes(b"no picture")
+    Image.open(own / "1.png").save(own / "copy.png")
+    told = refused("style", "--images", own)
+    assert "2 of 11 reference images cannot be used" in told
+    assert "3.png" in told and "copy.png is the same picture as" in told
+
+
+def test_prompts_without_references_are_refused_where_references_have_prompts(refused, own, tmp_path):
+    rows = [{"prompt": f"thing {n}", "refs": [f"{2 * n}.png", f"{2 * n + 1}.png"]} for n in range(5)]
+    (own / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "other.txt").write_text("thing 0\nsomething else\n")
+    told = refused("style", "--images", own / "list.jsonl", "--prompts", "other.txt")
+    assert "1 of 2 prompts have no reference for training, the first 'something else'" in told
+
+
+def test_a_finished_run_is_not_overwritten(refused, own, tmp_path):
+    (tmp_path / "old" / "lora").mkdir(parents=True)
+    told = refused("style", "--images", own, "run.dir=old")
+    assert "continue it with `imgrl style --resume old`" in told
+
+
+def test_several_processes_are_refused(refused, own, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "imgrl style runs in one process" in refused("style", "--images", own)
