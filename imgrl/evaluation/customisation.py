@@ -55,32 +55,35 @@ def measure_style(
     drawn = {strength: _drawn(policy, prompts, protocol, strength) for strength in STRENGTHS}
     others = _drawn(policy, prompts, replace(protocol, seed=protocol.seed + 1), 0.0)
     train, heldout = (see(_round_trip(policy, side)) for side in (sides.train, sides.heldout))
-    seen = {strength: see(images) for strength, images in drawn.items()}
-    base, keys = see(others), len(prompts)
+    unit = (
+        train[0].square().mean().sqrt()
+    )  # KID's kernel has an offset of 1, so features must be of that size
+    train, heldout, base = (_over(features, unit) for features in (train, heldout, see(others)))
+    seen = {strength: _over(see(images), unit) for strength, images in drawn.items()}
     first = [images[:: protocol.images_per_prompt][:_ROWS] for images in drawn.values()]
     save_grid(torch.stack(first, 1).flatten(0, 1), picture, columns=len(STRENGTHS))
-    group = torch.arange(keys).repeat_interleave(protocol.images_per_prompt)
+    group = torch.arange(len(prompts)).repeat_interleave(protocol.images_per_prompt)
     return {
         f"{strength:g}": {
             **style_figures(features, base=base, train=train, heldout=heldout).as_dict(),
-            "content": content_kept(features[0], base[0], group),
+            "content": content_kept(features[0], seen[0.0][0]),
             "diversity": diversity(drawn[strength], group),
         }
         for strength, features in seen.items()
     }
 
 
-def content_kept(images: Tensor, base: Tensor, group: Tensor) -> float:
-    """Share of images [n, d] most like the base images [n, d] of their own prompt, among all prompts in ``group`` [n].
+def content_kept(images: Tensor, base: Tensor) -> float:
+    """Share of images [n, d] that are more like the base image [n, d] of their own prompt and seed than like any other.
 
-    Both sides lose their mean first, so that a style, which all images share, does not count. Chance is one over the
-    number of prompts.
+    Both sides lose their mean first, so that a style, which all images share, does not count. Chance is 1 / n.
     """
-    own, other = images - images.mean(0), base - base.mean(0)
-    count = int(group.max()) + 1
-    prompts = torch.zeros(count, other.shape[1], dtype=other.dtype).index_add_(0, group, other)
-    cosine = F.normalize(own, dim=1) @ F.normalize(prompts, dim=1).T
-    return float((cosine.argmax(1) == group).float().mean())
+    own, other = (F.normalize(side - side.mean(0), dim=1) for side in (images, base))
+    return float(((own @ other.T).argmax(1) == torch.arange(len(own))).float().mean())
+
+
+def _over(features: tuple[Tensor, Tensor], unit: Tensor) -> tuple[Tensor, Tensor]:
+    return features[0] / unit, features[1] / unit
 
 
 def _drawn(policy: Policy, prompts: Sequence[Prompt], protocol: Protocol, strength: float) -> Tensor:

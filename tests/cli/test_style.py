@@ -39,8 +39,8 @@ def test_pictures_become_a_lora_a_grid_and_figures(imgrl, own, tiny, tmp_path):
     assert report["references"] == {"train": 8, "heldout": 2} and report["images"] == 8
     assert (run / "style" / "before-after.png").is_file() and (run / "lora").is_dir()
     recipe = resolve(run / "config.yaml")
-    assert recipe.rewards["like"].args["references"].endswith("references-train.txt")
-    held = [json.loads(line)["prompt"] for line in open(recipe.evaluation.prompts)]
+    assert recipe.rewards["like"].args["references"].endswith("references-train.txt")  # pyright: ignore
+    held = [json.loads(line)["prompt"] for line in open(str(recipe.evaluation.prompts))]
     assert held == ["a thing number 4", "a thing number 9"]
     again = imgrl("style", "--resume", "run", "--json")
     assert again.exit_code == 0, (again.output, again.exception)
