@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["style"]
 
 _RECIPE = "tiny-sd3/style"
-_MOST_PROMPTS, _FEWEST_PROMPTS, _EVERY = 24, 10, 5
+_MOST_PROMPTS, _FEWEST_PROMPTS = 24, 10
 
 
 def style(
@@ -52,20 +52,11 @@ def style(
     it), style/before-after.png, and style/style.json with figures at strength 0, 0.5 and 1.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "imgrl style runs in one process; to train on several, use `torchrun ... -m imgrl.cli.main train` with a "
-            "style recipe, then `imgrl style --resume RUN` here"
-        )
+        raise ConfigError("imgrl style runs in one process; start it without torchrun or accelerate launch")
     recipe = _prepared(arguments, images, prompts, model) if resume is None else _resumed(arguments, resume)
-    from imgrl.cli.train import reporter_of
-    from imgrl.training.image_loop import Trainer
+    from imgrl.cli.train import run_recipe
 
-    telling = reporter_of(silent=quiet or as_json)
-    try:
-        summary = Trainer(recipe, reporter=telling).train(resume=resume is not None)
-    finally:
-        if callable(close := getattr(telling, "close", None)):
-            close()
+    summary = run_recipe(recipe, resume=resume is not None, silent=quiet or as_json)
     if summary.interrupted:
         raise typer.Exit(130)
     figures = _measured(recipe, Path(summary.run_dir))
@@ -132,30 +123,32 @@ def _prompts(source: str | None, references: Path) -> list[Prompt] | None:
     from imgrl.data import load_prompts
     from imgrl.errors import DataError
 
-    captioned = references.suffix == ".jsonl"
+    captions: list[str] = []
+    if references.suffix == ".jsonl":
+        lines = references.read_text(encoding="utf-8").splitlines()
+        captions = [json.loads(line)["prompt"] for line in lines]
     if source is None:
-        if not captioned:
-            return None
-        rows = [json.loads(line) for line in references.read_text(encoding="utf-8").splitlines()]
-        return load_prompts([row["prompt"] for row in rows])
+        return load_prompts(captions) if captions else None
     found = load_prompts(source)
-    if captioned:
-        known = {json.loads(line)["prompt"] for line in references.read_text(encoding="utf-8").splitlines()}
-        without = [prompt.text for prompt in found if prompt.text not in known]
-        if without:
-            raise DataError(
-                f"{len(without)} of {len(found)} prompts have no reference for training, the first {without[0]!r}; "
-                "leave --prompts out to use the captions, or give the pictures without captions"
-            )
+    without = [prompt.text for prompt in found if captions and prompt.text not in captions]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(found)} prompts have no reference for training, the first {without[0]!r}; "
+            "leave --prompts out to use the captions, or give the pictures without captions"
+        )
     return found
 
 
 def _with_prompts(recipe: Recipe, prompts: Sequence[Prompt], folder: Path) -> Recipe:
     """Train on four fifths of the prompts and evaluate on the rest, or on all of a few; both written down."""
-    held = [p for number, p in enumerate(prompts) if number % _EVERY == _EVERY - 1]
-    kept = [p for number, p in enumerate(prompts) if number % _EVERY != _EVERY - 1]
-    if len(prompts) < _FEWEST_PROMPTS:
-        held = kept = list(prompts)
+    from imgrl.rewards.splitting import hold_out
+
+    if len(prompts) < 2:
+        raise ConfigError(
+            "imgrl style needs at least two prompts to measure with, but there is one; add some"
+        )
+    few = len(prompts) < _FEWEST_PROMPTS
+    kept, held = (prompts, prompts) if few else hold_out(prompts)
     files = folder / "prompts-train.jsonl", folder / "prompts-heldout.jsonl"
     for file, chosen in zip(files, (kept, held), strict=True):
         rows = [json.dumps({"prompt": prompt.text, **prompt.columns}) for prompt in chosen]

@@ -15,9 +15,9 @@ from imgrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from imgrl.recipe import Recipe
-    from imgrl.training.reporting import Reporter
+    from imgrl.training.reporting import Reporter, Summary
 
-__all__ = ["new_folder", "reporter_of", "saved_recipe", "train"]
+__all__ = ["new_folder", "run_recipe", "saved_recipe", "train"]
 
 
 def train(
@@ -35,18 +35,23 @@ def train(
     the round, saves and exits with code 130; a second one stops at once.
     """
     recipe = _recipe(arguments, resume)
-    from imgrl.training.image_loop import Trainer
-
-    reporter = reporter_of(silent=quiet or as_json or not _is_main())
-    try:
-        summary = Trainer(recipe, reporter=reporter).train(resume=resume is not None)
-    finally:
-        if callable(close := getattr(reporter, "close", None)):
-            close()  # a live display must not outlive an error
+    summary = run_recipe(recipe, resume=resume is not None, silent=quiet or as_json or not _is_main())
     if as_json and _is_main():
         print_json(summary.as_dict())
     if summary.interrupted:
         raise typer.Exit(130)
+
+
+def run_recipe(recipe: Recipe, *, resume: bool, silent: bool) -> Summary:
+    """Train to the end or to Ctrl-C, telling of it unless ``silent``."""
+    from imgrl.training.image_loop import Trainer
+
+    reporter = _reporter(silent=silent)
+    try:
+        return Trainer(recipe, reporter=reporter).train(resume=resume)
+    finally:
+        if callable(close := getattr(reporter, "close", None)):
+            close()  # a live display must not outlive an error
 
 
 def _is_main() -> bool:
@@ -97,8 +102,7 @@ def saved_recipe(run: Path) -> Path:
     return saved
 
 
-def reporter_of(*, silent: bool) -> Reporter:
-    """Who tells of a run: a live display on a terminal, else lines, or nobody."""
+def _reporter(*, silent: bool) -> Reporter:
     from imgrl.cli.progress import PlainReporter, RichReporter
     from imgrl.training.reporting import Silent
 

@@ -55,9 +55,8 @@ def measure_style(
     drawn = {strength: _drawn(policy, prompts, protocol, strength) for strength in STRENGTHS}
     others = _drawn(policy, prompts, replace(protocol, seed=protocol.seed + 1), 0.0)
     train, heldout = (see(_round_trip(policy, side)) for side in (sides.train, sides.heldout))
-    unit = (
-        train[0].square().mean().sqrt()
-    )  # KID's kernel has an offset of 1, so features must be of that size
+    # KID's kernel has an offset of 1, so features must be of that size.
+    unit = train[0].square().mean().sqrt()
     train, heldout, base = (_over(features, unit) for features in (train, heldout, see(others)))
     seen = {strength: _over(see(images), unit) for strength, images in drawn.items()}
     first = [images[:: protocol.images_per_prompt][:_ROWS] for images in drawn.values()]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
 from imgrl.errors import DataError
 from imgrl.rewards.references import References, load_references
 
-__all__ = ["split_references"]
+__all__ = ["hold_out", "split_references"]
 
 _LEAST = 10
+T = TypeVar("T")
+
+
+def hold_out(rows: Sequence[T], *, every: int = 5) -> tuple[list[T], list[T]]:
+    """Rows for training, and every ``every``-th row, held out."""
+    held = list(rows[every - 1 :: every])
+    return [row for number, row in enumerate(rows) if number % every != every - 1], held
 
 
 def split_references(source: str, folder: Path, *, every: int = 5) -> tuple[Path, Path]:
@@ -36,12 +45,10 @@ def split_references(source: str, folder: Path, *, every: int = 5) -> tuple[Path
     files = [str(Path(file).resolve()) for file in found.files]
     if found.of_prompt:
         return _split_prompts(found, files, folder, every)
-    kept = [file for row, file in enumerate(files) if row % every != every - 1]
-    held = [file for row, file in enumerate(files) if row % every == every - 1]
-    train, heldout = folder / "references-train.txt", folder / "references-heldout.txt"
-    train.write_text("".join(f"{file}\n" for file in kept), encoding="utf-8")
-    heldout.write_text("".join(f"{file}\n" for file in held), encoding="utf-8")
-    return train, heldout
+    lists = folder / "references-train.txt", folder / "references-heldout.txt"
+    for file, chosen in zip(lists, hold_out(files, every=every), strict=True):
+        file.write_text("".join(f"{picture}\n" for picture in chosen), encoding="utf-8")
+    return lists
 
 
 def _written(found: References, folder: Path) -> References:
@@ -56,13 +63,9 @@ def _written(found: References, folder: Path) -> References:
 def _split_prompts(found: References, files: list[str], folder: Path, every: int) -> tuple[Path, Path]:
     """Whole prompts are held out; a picture that a training prompt has too stays with training."""
     entries = list(found.of_prompt.items())
-    train = [entry for number, entry in enumerate(entries) if number % every != every - 1]
+    train, rest = hold_out(entries, every=every)
     used = {row for _, rows in train for row in rows}
-    left = [
-        (prompt, tuple(row for row in rows if row not in used))
-        for number, (prompt, rows) in enumerate(entries)
-        if number % every == every - 1
-    ]
+    left = [(prompt, [row for row in rows if row not in used]) for prompt, rows in rest]
     held = [(prompt, rows) for prompt, rows in left if rows]
     if sum(len(rows) for _, rows in held) < 2:
         raise DataError(

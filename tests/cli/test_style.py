@@ -91,6 +91,12 @@ def test_prompts_without_references_are_refused_where_references_have_prompts(re
     assert "1 of 2 prompts have no reference for training, the first 'something else'" in told
 
 
+def test_a_single_prompt_is_refused_before_training(refused, own, tmp_path):
+    (tmp_path / "one.txt").write_text("a thing\n")
+    told = refused("style", "--images", own, "--prompts", "one.txt")
+    assert "imgrl style needs at least two prompts" in told
+
+
 def test_a_finished_run_is_not_overwritten(refused, own, tmp_path):
     (tmp_path / "old" / "lora").mkdir(parents=True)
     told = refused("style", "--images", own, "run.dir=old")
