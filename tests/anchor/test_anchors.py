@@ -82,6 +82,13 @@ def test_ema_by_hand():
     assert copy[0].tolist() == [1.5, 3.0]  # 0.75 * (1, 2) + 0.25 * (3, 6)
 
 
+def test_ema_of_a_resting_policy_closes_the_gap_geometrically():
+    copy, current = [torch.tensor([4.0], dtype=torch.float64)], [torch.tensor([1.0])]
+    for step in range(25):
+        blend(copy, current, Ema(schedule=Ramp(value=0.9)).decay(step))
+    assert copy[0].item() == pytest.approx(1 + 3 * 0.9**25, rel=1e-12)
+
+
 def test_blend_is_in_place_without_gradient_and_exact_at_its_ends():
     current = [torch.tensor([1.0], requires_grad=True)]
     copy = [torch.tensor([torch.inf])]

@@ -65,6 +65,21 @@ def test_shift_by_hand():
         shift_sigma(torch.tensor(0.5), shift=0.0)
 
 
+def test_sd3s_ten_levels():
+    # Recorded from SD3.5's scheduler at ten steps.
+    levels = [1, 0.96013, 0.91335, 0.85769, 0.79037, 0.70728, 0.60215, 0.46488, 0.27805, 0.00893, 0]
+    torch.testing.assert_close(sigma_schedule(10, shift=3.0), torch.tensor(levels), rtol=0, atol=1e-5)
+
+
+@given(t=st.floats(0.01, 1), x=st.floats(-3, 5))
+def test_a_velocity_contains_the_score(t, x):
+    """Data N(2, 1/4): ``-(x + (1 - t) v) / t`` is the derivative of the noised density's logarithm."""
+    variance = (1 - t) ** 2 / 4 + t**2
+    velocity = -2 + (t - (1 - t) / 4) / variance * (x - (1 - t) * 2)
+    noise = predict_noise(*torch.tensor([[[x]], [[velocity]]], dtype=torch.float64), t)
+    assert -noise.item() / t == pytest.approx(-(x - (1 - t) * 2) / variance, abs=1e-9, rel=1e-9)
+
+
 def test_guidance_by_hand():
     cond, uncond = torch.tensor([[3.0]]), torch.tensor([[1.0]])
     assert guided(cond, uncond, scale=4.5).item() == 10.0  # 1 + 4.5 * 2

@@ -3,7 +3,7 @@ import torch
 from golden_cases import assert_close, case_id, cases, family, tensor
 from torch.distributions import Normal
 
-from imgrl.flow import cps_step, euler_step, sde_step, sigma_schedule
+from imgrl.flow import cps_step, dance_step, euler_step, sde_step, sigma_schedule
 
 
 def run(case, step, v):
@@ -87,6 +87,18 @@ def test_no_noise_is_eulers_step():
         sde_step(x, v, noise=z, noise_level=0.0, sigma_second=0.9, **levels).sample, expected
     )
     torch.testing.assert_close(cps_step(x, v, noise=z, noise_level=0.0, **levels).sample, expected)
+
+
+@pytest.mark.parametrize("place", [0, 4, 9], ids=["first", "middle", "last"])
+def test_without_noise_every_sampler_takes_x_plus_v_dt_at_every_place_of_the_schedule(place):
+    sigmas = sigma_schedule(10)
+    here, after = sigmas[place].item(), sigmas[place + 1].item()
+    x, v, z, _ = arguments(torch.float32)
+    expected = x + v * (after - here)
+    levels = {"sigma": here, "sigma_next": after, "noise": z, "noise_level": 0.0}
+    sde = sde_step(x, v, sigma_second=sigmas[1], **levels).sample
+    for sample in (sde, cps_step(x, v, **levels).sample, dance_step(x, v, **levels).sample):
+        torch.testing.assert_close(sample, expected, rtol=1e-6, atol=2e-6)
 
 
 def test_small_sde_steps_keep_the_marginal():

@@ -16,7 +16,12 @@ from imgrl.rewards.resolve import make  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as DINO's
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "init_values": 1.0}
-KINDS = {"vit_small_patch14_dinov2": 1, "vit_small_patch14_reg4_dinov2": 5}  # class token, four registers
+KINDS = {
+    "vit_small_patch14_dinov2": 1,  # the class token
+    "vit_small_patch14_reg4_dinov2": 5,  # and four registers
+    "vit_small_patch16_dinov3": 5,
+    "vit_base_patch16_siglip_512": 0,  # patches only: their attention pool stands for the image
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -43,7 +48,10 @@ def tokens_of(network, images):
         tokens = network.forward_features(
             (exact - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
         )
-    return tokens[:, 0], tokens[:, network.num_prefix_tokens :]
+    prefix = network.num_prefix_tokens
+    with torch.no_grad():
+        overall = tokens[:, 0] if prefix else network.attn_pool(tokens)
+    return overall, tokens[:, prefix:]
 
 
 def test_features_are_the_class_token_and_the_patches(saved, noise):

@@ -156,6 +156,18 @@ def test_the_head_is_one_function_in_float32_from_its_generator():
     assert heads[0](features.bfloat16()).dtype == torch.float32
 
 
+def test_an_optimiser_step_that_bfloat16_would_lose():
+    """Why the head is float32: Adam's step of 1e-4 is below half a unit in the last place of 1 in bfloat16."""
+    moved = []
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.ones(3, dtype=dtype, requires_grad=True)
+        weight.sum().backward()
+        torch.optim.Adam([weight], lr=1e-4).step()
+        moved.append((1 - weight.detach().float()).tolist())
+    assert moved[0] == pytest.approx([1e-4] * 3, rel=1e-3) and moved[1] == [0, 0, 0]
+    assert {p.dtype for p in Head(4).parameters()} == {torch.float32}
+
+
 def test_what_is_refused():
     logit = torch.zeros(3)
     with pytest.raises(ValueError, match="choose 'hinge' or 'bce'"):

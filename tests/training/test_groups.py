@@ -59,6 +59,22 @@ def test_by_hand():
     assert group_advantages(rewards, group, std="group", clip=0.25).advantage.abs().max() == 0.25
 
 
+def test_flow_grpos_worked_example_in_any_order():
+    # Prompts a b a c b a with rewards 1 to 6 over the round's population deviation, 1.707825.
+    rewards, group = torch.arange(1.0, 7.0), torch.tensor([0, 1, 0, 2, 1, 0])
+    expected = torch.tensor([-1.36618, -0.87826, -0.19517, 0.0, 0.87826, 1.56135], dtype=torch.float64)
+    order = torch.tensor([3, 0, 5, 2, 1, 4])
+    # One image of prompt c is a group of one, which is dropped here: a second with the same score keeps it, at 0.
+    twice = torch.cat([rewards, rewards[3:4]]), torch.cat([group, group[3:4]])
+    scale = 1.707825 / twice[0].std(correction=0)
+    plain = group_advantages(*twice).advantage[:6]
+    torch.testing.assert_close(plain * (1 / scale), expected, rtol=0, atol=2e-4)
+    moved = group_advantages(rewards[order], group[order], std="group").advantage
+    assert torch.equal(moved, group_advantages(rewards, group, std="group").advantage[order])
+    affine = group_advantages(2 * rewards + 3, group, std="group").advantage
+    torch.testing.assert_close(affine[order], moved, rtol=0, atol=1e-4)
+
+
 @given(seed=st.integers(0, 999), constant=st.floats(-50, 50), std=st.sampled_from(["global", "group"]))
 def test_a_prompt_constant_does_not_change_the_order_or_sign(seed, constant, std):
     generator = torch.Generator().manual_seed(seed)

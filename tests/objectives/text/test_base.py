@@ -33,5 +33,7 @@ def test_a_sequence_without_loss_tokens_is_refused_with_its_row():
 
 
 def test_fields_of_another_shape_are_refused():
-    with pytest.raises((ValueError, TypeError), match="old"):  # under pytest the shape annotation refuses it first
+    with pytest.raises(
+        (ValueError, TypeError), match="old"
+    ):  # under pytest the shape annotation refuses it first
         TextBatch(log_prob=torch.zeros(2, 3), mask=torch.ones(2, 3), old=torch.zeros(2, 4))
