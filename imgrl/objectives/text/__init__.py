@@ -1,6 +1,33 @@
 """Objectives for language models, one file each. To add one, write a file and join ``TEXT_OBJECTIVES``."""
 
+from typing import Any
+
+from imgrl.objectives.text.asft import ASFT as ASFT
+from imgrl.objectives.text.asft import SFTKL as SFTKL
 from imgrl.objectives.text.base import TextBatch as TextBatch
 from imgrl.objectives.text.base import TextLoss as TextLoss
 from imgrl.objectives.text.base import TextObjective as TextObjective
 from imgrl.objectives.text.base import reduce as reduce
+from imgrl.objectives.text.f_sft import FSFT as FSFT
+from imgrl.objectives.text.f_sft import f_sft_loss as f_sft_loss
+from imgrl.objectives.text.f_sft import logits_as_q_loss as logits_as_q_loss
+from imgrl.objectives.text.sft import DFT as DFT
+from imgrl.objectives.text.sft import SFT as SFT
+from imgrl.objectives.text.sft import sft_loss as sft_loss
+from imgrl.objectives.text.tokens import head_statistics as head_statistics
+from imgrl.objectives.text.tokens import token_entropy as token_entropy
+from imgrl.objectives.text.tokens import token_kl as token_kl
+from imgrl.objectives.text.tokens import token_log_probs as token_log_probs
+from imgrl.objectives.text.tokens import token_statistics as token_statistics
+
+#: Name in a recipe -> objective.
+TEXT_OBJECTIVES: dict[str, type[Any]] = {
+    kind.name: kind
+    for kind in (
+        SFT,
+        DFT,
+        ASFT,
+        SFTKL,
+        FSFT,
+    )
+}

@@ -1,0 +1,145 @@
+"""What distributions over a vocabulary say of each token, without a second tensor as large as the logits.
+
+A chunk of positions at a time is brought to float32, reduced to a number per position and dropped; the backward
+pass computes the chunk again. What remains is the logits, which the caller made, and their gradient; from hidden
+states not even those are ever whole. Peak memory beyond them does not grow with the vocabulary.
+
+Shapes: ``n`` sequences, ``t`` positions, ``v`` vocabulary, ``h`` width. ``logits[i, j]`` must already predict
+``ids[i, j]``. Rather than cut the last position off the logits (autograd then pads their gradient with a copy), move
+the ids by one and give the last position mask 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from imgrl.flow.conventions import require_same_shape
+from imgrl.objectives.text.chunked import chunked, head_in_use, pick
+from imgrl.objectives.text.vocabulary import Want, formula_of, plan
+
+__all__ = ["Want", "head_statistics", "token_entropy", "token_kl", "token_log_probs", "token_statistics"]
+
+
+def token_statistics(
+    logits: Float[Tensor, " n t v"],
+    ids: Int[Tensor, " n t"],
+    *,
+    want: Collection[Want],
+    mask: Float[Tensor, " n t"] | None = None,
+    anchor_logits: Float[Tensor, " n t v"] | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> dict[str, Float[Tensor, " n t"]]:
+    """Everything wanted of each token in one pass, in nats, float32 or better, live.
+
+    Args:
+        logits: of the live policy, any precision.
+        ids: the token each position predicts; anything (such as -100) where the mask is 0.
+        want: ``log_prob`` of the token, ``entropy``, ``forward_kl`` KL(anchor || policy), ``reverse_kl``
+            KL(policy || anchor), ``log_partition``.
+        mask: positions with 0 are not computed: their values are 0 and have no gradient.
+        anchor_logits: needed for the two KLs; never receive a gradient.
+        temperature: divides the logits of both.
+        chunk: positions computed at a time; None takes what suits the device. It has no influence
+            on the result.
+
+    Raises:
+        ValueError: an unknown name, a KL without an anchor, shapes that differ, or a token outside the vocabulary.
+    """
+    if anchor_logits is not None:
+        require_same_shape(logits=logits, anchor_logits=anchor_logits)
+
+    names, chunks = plan(want, anchor_logits is not None, ids, mask, logits.shape[-1], temperature, chunk)
+    anchor = None if anchor_logits is None else partial(pick, anchor_logits, None, None)
+    formula = formula_of(names, ids, anchor, temperature)
+    return dict(zip(names, chunked(formula, chunks, logits, outputs=len(names)), strict=True))
+
+
+def head_statistics(
+    hidden: Float[Tensor, " n t h"],
+    weight: Float[Tensor, " v h"],
+    ids: Int[Tensor, " n t"],
+    *,
+    want: Collection[Want],
+    bias: Float[Tensor, " v"] | None = None,
+    mask: Float[Tensor, " n t"] | None = None,
+    anchor_hidden: Float[Tensor, " n t h_anchor"] | None = None,
+    anchor_weight: Float[Tensor, " v h_anchor"] | None = None,
+    anchor_bias: Float[Tensor, " v"] | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> dict[str, Float[Tensor, " n t"]]:
+    """``token_statistics`` of ``hidden @ weight.T + bias``, whose logits exist a chunk at a time.
+
+    For models whose logits are exactly that product; those that cap or scale it need ``token_statistics``. Without
+    ``anchor_weight`` the anchor shares the policy's ``weight`` and ``bias``, held constant (an adapter that leaves the
+    output matrix alone).
+    """
+    if anchor_weight is None:
+        anchor_weight, anchor_bias = weight, bias
+    head, offset = head_in_use(anchor_weight, anchor_bias)
+
+    names, chunks = plan(want, anchor_hidden is not None, ids, mask, len(weight), temperature, chunk)
+    anchor = None if anchor_hidden is None else partial(pick, anchor_hidden, head, offset)
+    formula = formula_of(names, ids, anchor, temperature)
+    values = chunked(formula, chunks, hidden, outputs=len(names), weight=weight, bias=bias)
+    return dict(zip(names, values, strict=True))
+
+
+def token_log_probs(
+    logits: Float[Tensor, " n t v"],
+    ids: Int[Tensor, " n t"],
+    *,
+    mask: Float[Tensor, " n t"] | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Float[Tensor, " n t"]:
+    """Log-probability of each token; see ``token_statistics``."""
+    values = token_statistics(logits, ids, want=["log_prob"], mask=mask, temperature=temperature, chunk=chunk)
+    return values["log_prob"]
+
+
+def token_entropy(
+    logits: Float[Tensor, " n t v"],
+    *,
+    mask: Float[Tensor, " n t"] | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Float[Tensor, " n t"]:
+    """Entropy of each position's distribution; see ``token_statistics``."""
+    ids = logits.new_zeros(logits.shape[:2], dtype=torch.long)
+    return token_statistics(logits, ids, want=["entropy"], mask=mask, temperature=temperature, chunk=chunk)[
+        "entropy"
+    ]
+
+
+def token_kl(
+    logits: Float[Tensor, " n t v"],
+    anchor_logits: Float[Tensor, " n t v"],
+    *,
+    direction: Literal["forward", "reverse"],
+    mask: Float[Tensor, " n t"] | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Float[Tensor, " n t"]:
+    """Exact KL(anchor || policy), ``forward``, or KL(policy || anchor), ``reverse``; see ``token_statistics``."""
+    if direction not in ("forward", "reverse"):
+        raise ValueError(f"Unknown KL direction {direction!r}; choose 'forward' or 'reverse'.")
+    ids = logits.new_zeros(logits.shape[:2], dtype=torch.long)
+    name: Want = "forward_kl" if direction == "forward" else "reverse_kl"
+    values = token_statistics(
+        logits,
+        ids,
+        want=[name],
+        mask=mask,
+        anchor_logits=anchor_logits,
+        temperature=temperature,
+        chunk=chunk,
+    )
+    return values[name]
