@@ -15,6 +15,8 @@ OBJECTIVES = {name: name for name in ("crd", "nft", "awm", "dgpo", "grpo")} | {
     "style": "crd",
 }
 
+MODELS = ("tiny-sd3", "sd35-medium", "flux1-dev")
+
 
 def test_there_are_recipes():
     assert {
@@ -75,6 +77,25 @@ def test_paper_settings_of_crd_on_sd35():
     # Values of the two published schedules at the steps where they turn.
     assert [recipe.objective.old(step) for step in (0, 75, 150)] == pytest.approx([0.25, 0.625, 0.999])
     assert [recipe.objective.sampling(s) for s in (74, 75, 175, 209)] == pytest.approx([0, 0, 0.75, 0.999])
+
+
+def test_every_objective_has_a_recipe_for_every_model():
+    used = {
+        model: {resolve(n, processes=8).objective.name for n in NAMES if n.startswith(model)}
+        for model in MODELS
+    }
+    assert used == dict.fromkeys(MODELS, {"crd", "nft", "awm", "dgpo", "grpo"})
+    assert all({f"{model}/adv-grpo", f"{model}/style"} <= set(NAMES) for model in MODELS)
+
+
+def test_paper_settings_of_adv_grpo_on_sd35():
+    """48 groups of 16, CPS with noise 0.8 in a window of two, clip 1e-5, DINOv2's image and patches 7 to 3."""
+    recipe = resolve("sd35-medium/adv-grpo", processes=8)
+    assert (recipe.batch.groups, recipe.batch.group_size, recipe.optimizer.lr) == (48, 16, 3e-4)
+    sampler, reward = recipe.objective.sampler, recipe.rewards["like"]
+    assert (sampler.kind, sampler.noise_level, sampler.window, recipe.objective.clip) == ("cps", 0.8, 2, 1e-5)
+    assert reward.args["backbone"] == "vit_base_patch14_dinov2.lvd142m" and "overall" not in reward.args
+    assert (recipe.advantage.std, recipe.objective.anchor.weight) == ("global", 0)
 
 
 def test_paper_settings_of_nft_on_sd35():
