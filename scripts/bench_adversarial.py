@@ -176,7 +176,8 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if gpu else platform.machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "setting": f"{layers} of 24 blocks, {images} images of {pixels} px, {batch} a pass, {args.dtype}",
+        "setting": f"{layers} of 24 blocks, {args.dino_blocks} of DINOv2's 12, {images} images of {pixels} px, "
+        f"{batch} a pass, {args.dtype}",
         "images_per_second": {name: images / seconds for name, seconds in best.items()},
         "round_images_per_second": images / sum(best.values()),
         "peak_gib": peak_memory(policy.device),

@@ -11,14 +11,21 @@ from imgrl.objectives.text.base import reduce as reduce
 from imgrl.objectives.text.f_sft import FSFT as FSFT
 from imgrl.objectives.text.f_sft import f_sft_loss as f_sft_loss
 from imgrl.objectives.text.f_sft import logits_as_q_loss as logits_as_q_loss
+from imgrl.objectives.text.grpo import GRPO as GRPO
+from imgrl.objectives.text.remix import ReMix as ReMix
 from imgrl.objectives.text.sft import DFT as DFT
 from imgrl.objectives.text.sft import SFT as SFT
 from imgrl.objectives.text.sft import sft_loss as sft_loss
+from imgrl.objectives.text.spine import SPINE as SPINE
+from imgrl.objectives.text.spine import TTRL as TTRL
 from imgrl.objectives.text.tokens import head_statistics as head_statistics
 from imgrl.objectives.text.tokens import token_entropy as token_entropy
 from imgrl.objectives.text.tokens import token_kl as token_kl
 from imgrl.objectives.text.tokens import token_log_probs as token_log_probs
 from imgrl.objectives.text.tokens import token_statistics as token_statistics
+from imgrl.objectives.text.trrd import TRRD as TRRD
+from imgrl.objectives.text.votes import majority as majority
+from imgrl.objectives.text.votes import vote_rewards as vote_rewards
 
 #: Name in a recipe -> objective.
 TEXT_OBJECTIVES: dict[str, type[Any]] = {
@@ -29,5 +36,10 @@ TEXT_OBJECTIVES: dict[str, type[Any]] = {
         ASFT,
         SFTKL,
         FSFT,
+        GRPO,
+        TRRD,
+        ReMix,
+        TTRL,
+        SPINE,
     )
 }

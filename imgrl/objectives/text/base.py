@@ -19,7 +19,7 @@ from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.flow.conventions import require_same_shape
 
-__all__ = ["Need", "Reduction", "TextBatch", "TextLoss", "TextObjective", "reduce", "require"]
+__all__ = ["Need", "Reduction", "TextBatch", "TextLoss", "TextObjective", "kept", "reduce", "require"]
 
 Need = Literal[
     "old", "current", "anchor", "teacher", "previous_kl", "advantage", "entropy", "forward_kl", "reverse_kl"
@@ -60,6 +60,8 @@ class TextBatch:
     """Raw reward."""
     group: Int[Tensor, " n"] | None = None
     """Sequences with the same number answer one prompt."""
+    step: int = 0
+    """Optimiser steps since the start of the run, for schedules."""
 
     def __post_init__(self) -> None:
         """Refuse rows that do not belong together, and sequences without a token to learn from."""
@@ -83,8 +85,8 @@ class TextBatch:
             if (value := getattr(self, name)) is not None
         }
         require_same_shape(**by_row, rows=self.log_prob[:, 0])
-        if not bool((self.mask.sum(-1) > 0).all()):
-            rows = (self.mask.sum(-1) == 0).nonzero().flatten().tolist()
+        rows = [row for row, own in enumerate(self.mask > 0) if not bool(own.any())]
+        if rows:
             raise ValueError(
                 f"Expected a loss token in every sequence, got none in rows {rows}; drop those rows."
             )
@@ -129,6 +131,11 @@ def require(batch: TextBatch, field: Need, name: str) -> Tensor:
     if value is None:
         raise ValueError(f"Expected TextBatch.{field} for objective {name!r}, got None; list it in `needs`.")
     return value
+
+
+def kept(x: Float[Tensor, " n t"], mask: Float[Tensor, " n t"]) -> Float[Tensor, " n t"]:
+    """Zeros outside the mask, before anything found there (padding, NaN) can spread through values or gradients."""
+    return torch.where(mask > 0, x, torch.zeros_like(x))
 
 
 def reduce(

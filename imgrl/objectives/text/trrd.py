@@ -1,0 +1,142 @@
+"""Reinforcement-aware distillation (RLAD, arXiv 2602.22495): a teacher inside the policy gradient's ratio.
+
+The trust-region ratio compares the student with the unnormalised geometric mean of its old self and a teacher. Tokens
+that the teacher likes start below the clip's upper bound and may move farther. ``alpha`` 1 is GRPO; the paper's prose
+says the opposite of its equation 3, and this follows the equation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from imgrl.anchor import identity
+from imgrl.anchor.centering import Gather
+from imgrl.objectives.surrogate import clipped_surrogate
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
+from imgrl.objectives.text.grpo import KlEstimate, check_clip, clip_share, online, policy_kl
+
+__all__ = ["TRRD", "trust_log_ratio"]
+
+
+def trust_log_ratio(
+    log_prob: Float[Tensor, " n t"],
+    old: Float[Tensor, " n t"],
+    teacher: Float[Tensor, " n t"],
+    *,
+    alpha: float,
+    limit: float | None = 1.0,
+    straight_through: bool = False,
+) -> Float[Tensor, " n t"]:
+    """``alpha log(p / p_old) + (1 - alpha) clamp(log(p / p_teacher), -limit, limit)`` (eq. 3 and appendix B).
+
+    Args:
+        log_prob: live, [n, t].
+        old: of the policy that wrote the tokens; no gradient.
+        teacher: of the teacher on the same tokens; no gradient.
+        alpha: share of the old policy in the mixture, 0 to 1.
+        limit: of the teacher's part, nats; None clamps nothing.
+        straight_through: whether gradients pass a saturated clamp (the paper does not say; a plain clamp stops them,
+            which leaves ``alpha`` of the gradient).
+    """
+    own, other = log_prob - old.detach(), log_prob - teacher.detach()
+    if limit is not None:
+        clamped = other.clamp(-limit, limit)
+        other = other + (clamped - other).detach() if straight_through else clamped
+    return alpha * own + (1 - alpha) * other
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRRD:
+    """GRPO whose ratio is anchored to the old policy and a teacher at once; the published setting as defaults."""
+
+    name: ClassVar[str] = "trrd"
+    paper: ClassVar[str] = "arXiv 2602.22495"
+    kind: ClassVar[Literal["online"]] = "online"
+    anchored: ClassVar[tuple[str, str, str]] = (
+        "geometric mixture of old and teacher",
+        "log-ratio",
+        "denominator of the clipped ratio",
+    )
+
+    alpha: float = 0.5
+    """1 is GRPO, 0 compares with the teacher alone."""
+    limit: float | None = 1.0
+    """Largest size of the teacher's log-ratio, nats."""
+    straight_through: bool = False
+    """Whether gradients pass where that limit holds."""
+    clip_low: float = 0.2
+    """Distance below 1 beyond which a ratio earns no gradient."""
+    clip_high: float = 0.28
+    """Distance above 1."""
+    kl_weight: float = 0.0
+    """Strength of a KL to the frozen reference."""
+    kl: KlEstimate = "k3"
+    """How that KL is computed."""
+    reduction: Reduction = "sequence_mean"
+    """How tokens are averaged."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings under which the loss means nothing."""
+        check_clip(self.clip_low, self.clip_high)
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"Expected alpha in [0, 1], got {self.alpha}; 1 is GRPO, 0 the teacher alone.")
+        if self.limit is not None and not self.limit > 0:
+            raise ValueError(f"Expected limit > 0 nats, or none to clamp nothing, got {self.limit}.")
+        if not 0 <= self.kl_weight < float("inf"):
+            raise ValueError(f"Expected a finite kl_weight >= 0, got {self.kl_weight}.")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Old and teacher log-probabilities, advantages, and the anchor where its weight is not 0."""
+        wanted: set[Need] = {"old", "advantage"}
+        if self.alpha < 1:
+            wanted.add("teacher")
+        if self.kl_weight > 0:
+            wanted.add("reverse_kl" if self.kl == "exact" else "anchor")
+        return frozenset(wanted)
+
+    def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
+        """Clipped surrogate at the mixture's ratio, plus the KL, by token."""
+        del gather
+        plain, advantage = online(batch, self.name)
+        log_ratio = plain
+        metrics: dict[str, Tensor] = {}
+        if self.alpha < 1:
+            teacher = kept(require(batch, "teacher", self.name), batch.mask)
+            if not bool(teacher.isfinite().all()):
+                rows = [row for row, own in enumerate(teacher.isfinite()) if not bool(own.all())]
+                raise ValueError(
+                    f"Expected finite teacher log-probabilities, got NaN or infinity in rows {rows}; check that "
+                    "teacher and student share a tokenizer and that the teacher runs in enough precision."
+                )
+            log_prob, old = (
+                kept(batch.log_prob, batch.mask),
+                kept(require(batch, "old", self.name), batch.mask),
+            )
+            log_ratio = trust_log_ratio(
+                log_prob,
+                old,
+                teacher,
+                alpha=self.alpha,
+                limit=self.limit,
+                straight_through=self.straight_through,
+            )
+            metrics["teacher_gap"] = (log_prob.detach() - teacher).abs()
+        low, high = self.clip_low, self.clip_high
+        loss = kept(clipped_surrogate(log_ratio, advantage, low=low, high=high), batch.mask)
+        metrics |= {
+            "policy_loss": loss.detach(),
+            "clipped": clip_share(log_ratio, advantage, batch.mask, low=low, high=high),
+            # What the mixture alone has removed, before any step: not zero as in GRPO.
+            "clipped_at_old": clip_share(log_ratio - plain, advantage, batch.mask, low=low, high=high),
+        }
+        if self.kl_weight > 0:
+            kl = policy_kl(batch, estimate=self.kl, name=self.name)
+            metrics["anchor_kl"] = kl.detach()
+            loss = loss + self.kl_weight * kl
+        return TextLoss(torch.where(batch.mask > 0, loss, torch.zeros_like(loss)), metrics)

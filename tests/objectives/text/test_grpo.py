@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenwise import batch_of, chosen, drawn, gradient, moved
+
+from imgrl.anchor import categorical_kl, sampled_kl
+from imgrl.objectives.surrogate import clipped_surrogate
+from imgrl.objectives.text import GRPO, SPINE, TRRD, TTRL, ReMix, reduce
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 500), far=st.floats(0, 1.5))
+def test_the_loss_of_trls_trainer(seed, far):
+    """TRL's two clipped terms, its k3 and its masked averages, written out as its trainer computes them."""
+    logits, ids, mask, advantage = drawn(seed)
+    old, base = moved(logits, far), moved(logits, 0.5, 9)
+    live, a = chosen(logits, ids), advantage[:, None]
+    ratio = torch.exp(live - chosen(old, ids))
+    clipped = torch.clamp(ratio, 1 - 0.2, 1 + 0.28)
+    away = chosen(base, ids) - live
+    per_token = -torch.min(ratio * a, clipped * a) + 0.04 * (torch.exp(away) - away - 1)
+    grpo = ((per_token * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
+    dapo = (per_token * mask).sum() / mask.sum().clamp(min=1.0)
+    batch = batch_of(logits, ids, mask, advantage, old=old, base=base)
+    for how, expected in (("sequence_mean", grpo), ("token", dapo)):
+        objective = GRPO(clip_high=0.28, kl_weight=0.04, kl="k3", reduction=how)
+        loss = reduce(objective.loss(batch).loss, mask, how=how)
+        torch.testing.assert_close(loss, expected)
+        mine = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+        torch.testing.assert_close(mine, torch.autograd.grad(expected, logits, retain_graph=True)[0])
+
+
+# Which settings of which objective are the same update: GRPO's, PPO's, TTRL's.
+SAME = {
+    "trrd with alpha 1": TRRD(alpha=1.0, clip_high=0.2),
+    "remix without replay and anchor": ReMix(kl_weight=0.0, replay=0.0, passes=1, reduction="sequence_mean"),
+    "ttrl without anchor": TTRL(kl_weight=0.0, reduction="sequence_mean"),
+    "spine on all tokens without band and anchor": SPINE(
+        selection="all", band_low=0.0, band_high=0.0, kl_weight=0.0, reduction="sequence_mean"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("far", [0.0, 0.6], ids=["first step", "later step"])
+def test_one_table_recovers_grpo(name, far):
+    logits, ids, mask, advantage = drawn(3)
+    old = moved(logits, far)
+    fresh = {"current": chosen(old, ids)}  # nothing replayed: the step began where the tokens were written
+    batch = batch_of(logits, ids, mask, advantage, old=old, **fresh)
+    torch.testing.assert_close(gradient(SAME[name], logits, batch), gradient(GRPO(), logits, batch))
+
+
+def test_remix_with_all_weight_on_the_base_is_ppo_with_its_kl():
+    logits, ids, mask, advantage = drawn(4)
+    old = moved(logits, 0.3)
+    batch = batch_of(logits, ids, mask, advantage, old=old, current=chosen(old, ids), step=50)
+    ours = gradient(ReMix(kl_weight=0.1, reduction="token"), logits, batch)
+    torch.testing.assert_close(
+        ours, gradient(GRPO(kl_weight=0.1, kl="exact", reduction="token"), logits, batch)
+    )
+
+
+def test_at_ratio_one_the_gradient_is_reinforces():
+    logits, ids, mask, advantage = drawn(5)
+    batch = batch_of(logits, ids, mask, advantage)
+    expected = reduce(-advantage[:, None] * chosen(logits, ids), mask, how="sequence_mean")
+    torch.testing.assert_close(
+        gradient(GRPO(), logits, batch), torch.autograd.grad(expected, logits, retain_graph=True)[0]
+    )
+    nothing = batch_of(logits, ids, mask, torch.zeros_like(advantage))
+    assert not gradient(GRPO(), logits, nothing).any()
+
+
+def test_what_the_gradients_of_kl_estimators_are():
+    """By enumeration of one position: k1's is zero, k2's the reverse KL's, k3's the forward KL's."""
+    logits = torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    anchor = moved(logits, 1.0)
+    weights = logits.detach().softmax(-1)
+
+    def expected(estimator):
+        ratio = logits.log_softmax(-1) - anchor.log_softmax(-1)
+        return torch.autograd.grad((weights * sampled_kl(ratio, estimator=estimator)).sum(), logits)[0]
+
+    def exact(direction):
+        return torch.autograd.grad(categorical_kl(logits, anchor, direction=direction), logits)[0]
+
+    torch.testing.assert_close(expected("k1"), torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(expected("k2"), exact("reverse"))
+    torch.testing.assert_close(expected("k3"), exact("forward"))
+
+
+@pytest.mark.parametrize("objective", [GRPO(), TRRD(), ReMix(), TTRL(), SPINE()], ids=lambda o: o.name)
+def test_what_lies_outside_the_mask_has_no_influence(objective):
+    logits, ids, mask, advantage = drawn(6)
+    batch = batch_of(logits, ids, mask, advantage, old=moved(logits, 0.4))
+    spoilt = {
+        name: torch.where(mask > 0, value, torch.full_like(value, float("nan")))
+        for name in (
+            "log_prob",
+            "old",
+            "current",
+            "anchor",
+            "teacher",
+            "entropy",
+            "reverse_kl",
+            "previous_kl",
+        )
+        if (value := getattr(batch, name)) is not None
+    }
+    other = replace(batch, **spoilt)
+    torch.testing.assert_close(objective.loss(other).loss, objective.loss(batch).loss)
+    mine = gradient(objective, logits, other)
+    assert mine.isfinite().all() and not mine[mask == 0].any()
+    torch.testing.assert_close(mine, gradient(objective, logits, batch))
+
+
+@pytest.mark.parametrize(
+    "objective", [GRPO(kl_weight=0.1), TRRD(), ReMix(), TTRL(), SPINE()], ids=lambda o: o.name
+)
+def test_a_missing_field_is_named(objective):
+    logits, ids, mask, advantage = drawn(6)
+    batch = batch_of(logits, ids, mask, advantage)
+    for field in objective.needs:
+        with pytest.raises(ValueError, match=field):
+            objective.loss(replace(batch, **{field: None}))
+
+
+def test_the_share_of_clipped_tokens_by_hand():
+    logits, ids, mask, advantage = drawn(0)
+    one = torch.ones_like(mask)
+    ratio = torch.tensor([0.5, 1.0, 1.5, 1.25, 0.7], dtype=torch.float64).expand(6, 5)
+    batch = batch_of(logits, ids, one, advantage.sign(), old=logits.detach())
+    batch = batch.__class__(
+        log_prob=ratio.log(), mask=one, old=torch.zeros_like(ratio), advantage=advantage.sign()
+    )
+    clipped = GRPO(clip_low=0.2, clip_high=0.28).loss(batch).metrics["clipped"]
+    up, down = [0.0, 0, 1, 0, 0], [1.0, 0, 0, 0, 1]
+    assert clipped.tolist() == [up if a > 0 else down for a in advantage]
+
+
+def test_a_centre_moves_the_interval_and_one_is_the_plain_surrogate():
+    ratio = torch.tensor([1.0, 1.4, 1.7, 2.0], dtype=torch.float64)
+    plus = torch.ones_like(ratio)
+    shifted = clipped_surrogate(ratio.log(), plus, low=0.2, high=0.2, centre=1.5 * plus)
+    assert shifted.tolist() == pytest.approx([-1.0, -1.4, -1.7, -1.7])  # the upper end is 1.7
+    shifted = clipped_surrogate(ratio.log(), -plus, low=0.2, high=0.2, centre=1.5 * plus)
+    assert shifted.tolist() == pytest.approx([1.3, 1.4, 1.7, 2.0])  # the lower end is 1.3
+    plain = clipped_surrogate(ratio.log(), plus, low=0.2, high=0.2)
+    assert torch.equal(plain, clipped_surrogate(ratio.log(), plus, low=0.2, high=0.2, centre=plus))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: GRPO(clip_low=1.2), "clip_low <= 1"),
+        (lambda: GRPO(kl_weight=-1.0), "kl_weight >= 0"),
+        (lambda: TRRD(alpha=1.5), "alpha in"),
+        (lambda: TRRD(limit=0.0), "limit > 0"),
+        (lambda: ReMix(replay=2.0), "replay in"),
+        (lambda: ReMix(reincarnate_at=0), "reincarnate_at >= 1"),
+        (lambda: TTRL(kl_weight=-1.0), "kl_weight >= 0"),
+        (lambda: SPINE(band_low=-1.0), "band strengths"),
+        (lambda: SPINE(frozen_limits=(2.0, 1.0)), "low <= high"),
+    ],
+)
+def test_impossible_settings_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
