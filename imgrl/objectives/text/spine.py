@@ -93,7 +93,7 @@ class SPINE(TTRL):
     def needs(self) -> frozenset[Need]:
         """What TTRL needs, and the entropies."""
         entropy: Need = "entropy"
-        return super().needs | {entropy}
+        return frozenset((*super().needs, entropy))
 
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
         """Clipped surrogate, entropy band and KL on forking tokens, by token."""
