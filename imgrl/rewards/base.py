@@ -124,8 +124,10 @@ class Reward:
         return check_scores(answer, texts, name=self.name)
 
 
-def _version(images: Tensor) -> int:
-    return 0 if images.is_inference() else images._version  # counts changes in place
+def _version(images: Any) -> int:
+    if not isinstance(images, Tensor) or images.is_inference():  # completions are texts, which nobody changes
+        return 0
+    return images._version  # counts changes in place
 
 
 def column_names(prompts: Iterable[Prompt]) -> frozenset[str]:

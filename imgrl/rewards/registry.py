@@ -28,6 +28,8 @@ class RewardEntry:
     """Licence of those weights."""
     hub: tuple[str, ...] = ()
     """Hub files that its default settings load, each ``owner/name/file`` or ``owner/name/file|other``."""
+    scores: str = "images"
+    """What it is called with first: ``images`` or ``completions``."""
 
     def missing(self) -> tuple[str, ...]:
         """The modules that this machine lacks; finds them without importing any."""
@@ -141,6 +143,31 @@ REWARDS |= {
         extra="rewards",
         weights="the endpoint's",
         licence="the endpoint's",
+    ),
+}
+
+REWARDS |= {
+    "exact": RewardEntry(
+        factory="imgrl.rewards.verifiers:Exact",
+        description="of texts: whether what follows the last `answer` is the column answer; 0 or 1",
+        scores="completions",
+    ),
+    "regex": RewardEntry(
+        factory="imgrl.rewards.verifiers:Regex",
+        description="of texts: whether the one group of `pattern`, at its last match, is the column answer; 0 or 1",
+        scores="completions",
+    ),
+    "math": RewardEntry(
+        factory="imgrl.rewards.verifiers:Math",
+        description="of texts: whether math-verify finds the expression equal to the column answer; 0 or 1",
+        modules=("math_verify",),
+        extra="lm",
+        scores="completions",
+    ),
+    "arithmetic": RewardEntry(
+        factory="imgrl.rewards.verifiers:Arithmetic",
+        description="of texts: whether a problem of the embedded arithmetic is solved, by its own rules; 0 or 1",
+        scores="completions",
     ),
 }
 
