@@ -12,6 +12,9 @@ from imgrl.objectives.text.f_sft import FSFT as FSFT
 from imgrl.objectives.text.f_sft import f_sft_loss as f_sft_loss
 from imgrl.objectives.text.f_sft import logits_as_q_loss as logits_as_q_loss
 from imgrl.objectives.text.grpo import GRPO as GRPO
+from imgrl.objectives.text.metadistill import MetaDistill as MetaDistill
+from imgrl.objectives.text.metadistill import meta_distill_loss as meta_distill_loss
+from imgrl.objectives.text.metadistill import meta_target as meta_target
 from imgrl.objectives.text.remix import ReMix as ReMix
 from imgrl.objectives.text.sft import DFT as DFT
 from imgrl.objectives.text.sft import SFT as SFT
@@ -41,5 +44,6 @@ TEXT_OBJECTIVES: dict[str, type[Any]] = {
         ReMix,
         TTRL,
         SPINE,
+        MetaDistill,
     )
 }
