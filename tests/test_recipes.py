@@ -5,10 +5,13 @@ import json
 import pytest
 
 from imgrl.config import resolve
+from imgrl.config.text import is_text_recipe, resolve_text
 from imgrl.resources import recipe_names, recipe_path
 from imgrl.training.image_loop import Trainer
 
-NAMES = recipe_names()
+ALL = recipe_names()
+NAMES = [name for name in ALL if not is_text_recipe(name)]
+TEXT_NAMES = [name for name in ALL if is_text_recipe(name)]
 OBJECTIVES = {name: name for name in ("crd", "nft", "awm", "dgpo", "grpo")} | {
     "ocr": "crd",
     "adv": "grpo",
@@ -35,7 +38,12 @@ def test_recipe_loads_for_the_processes_it_was_written_for(name):
     assert recipe.objective.name == OBJECTIVES.get(name.split("/")[1].split("-")[0], name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEXT_NAMES)
+def test_a_language_recipe_loads_as_the_objective_it_is_named_after(name):
+    assert resolve_text(name).objective.name == name.split("/")[1].replace("-", "_")
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_recipe_begins_with_what_it_is_and_where_it_ran(name):
     head = [line for line in recipe_path(name).read_text().splitlines() if line.startswith("#")]
     assert any(word in " ".join(head).lower() for word in ("run on", "not run", "not been run", "meant for"))

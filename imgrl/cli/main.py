@@ -17,6 +17,7 @@ from imgrl.cli import (
     evaluate,
     export,
     failures,
+    lm,
     rewards,
     sample,
     score,
@@ -98,6 +99,7 @@ app.command("sample")(sample.sample)
 app.add_typer(evaluate.app, name="eval")
 app.command("export")(export.export)
 app.command("check")(check.check)
+app.add_typer(lm.app, name="lm")
 app.command("rewards")(rewards.rewards)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
 app.command("score")(score.score)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from imgrl.config.build import build
 from imgrl.config.overrides import apply_overrides
-from imgrl.config.tree import Node, parse_file
+from imgrl.config.rewards import named_rewards
+from imgrl.config.tree import parse_file
 from imgrl.recipe import Recipe, as_dict, config_hash, dump
 from imgrl.resources import recipe_path
 from imgrl.training.geometry import check_batch
@@ -29,20 +30,6 @@ def resolve(recipe: str | Path | None = None, overrides: Sequence[str] = (), *, 
         ConfigError: in one sentence, for anything that cannot run exactly as written. No number is adjusted.
     """
     tree = parse_file(recipe_path(DEFAULT_RECIPE if recipe is None else recipe))
-    resolved = build(Recipe, _named_rewards(apply_overrides(tree, overrides)))
+    resolved = build(Recipe, named_rewards(apply_overrides(tree, overrides)))
     check_batch(resolved, processes=processes)
     return resolved
-
-
-def _named_rewards(tree: Node) -> Node:
-    """Write out that a reward without ``use`` is the built-in one of its own name."""
-    rewards = tree.value.get("rewards")
-    if rewards is None or not isinstance(rewards.value, dict):
-        return tree
-    full = {
-        name: Node({"use": Node(name, given.where), **given.value}, given.where)
-        if isinstance(given.value, dict)
-        else given
-        for name, given in rewards.value.items()
-    }
-    return Node({**tree.value, "rewards": Node(full, rewards.where)}, tree.where)

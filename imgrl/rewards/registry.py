@@ -169,6 +169,11 @@ REWARDS |= {
         description="of texts: whether a problem of the embedded arithmetic is solved, by its own rules; 0 or 1",
         scores="completions",
     ),
+    "vote": RewardEntry(
+        factory="imgrl.rewards.vote:Vote",
+        description="of texts, without labels: agreement with the majority of the prompt's completions; 0 or 1",
+        scores="completions",
+    ),
 }
 
 

@@ -1,0 +1,108 @@
+"""``imgrl lm``: post-train language models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from imgrl.cli.common import AsJson, print_json, split_arguments
+from imgrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from imgrl.recipe_text import TextRecipe
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Post-train language models: the same anchors and objectives, on TRL.", no_args_is_help=True
+)
+
+TextArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="A YAML file or bundled recipe (default: tiny-lm/grpo), then overrides like objective.kl_weight=0.01.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def train(
+    arguments: TextArguments = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this folder; its recipe is used.", metavar="RUN")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Post-train a language model.
+
+    Without arguments: the bundled tiny model on arithmetic that can be checked, which needs no download. Needs TRL:
+    `pip install 'imgrl[lm]'`. Ctrl-C finishes the step, saves and exits with code 130.
+    """
+    _require_trl()
+    recipe = _recipe(arguments, resume)
+    from imgrl.training.text.session import TextSession
+
+    silent = quiet or as_json
+    session = TextSession(recipe, tell=(lambda _: None) if silent else typer.echo)
+    summary = session.train(resume=resume is not None)
+    if as_json:
+        print_json(summary.as_dict())
+    elif not quiet:
+        typer.echo(f"everything is in {summary.run_dir}")
+    if summary.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Option(help="A transformers folder, hub name or bundled model.")] = "tiny-lm",
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Overrides of evaluation, such as evaluation.samples=8."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pass@1 of a model on held-out problems, by the protocol of training runs."""
+    from imgrl.config.text import resolve_text
+    from imgrl.training.text.heldout import HeldOut
+    from imgrl.training.text.models import load_model
+
+    recipe = resolve_text(None, arguments or ())
+    network, tokenizer = load_model(replace(recipe.model, path=model))
+    scores = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)(network)
+    if as_json:
+        print_json(scores)
+    else:
+        typer.echo("  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+
+
+def _require_trl() -> None:
+    import importlib.util
+
+    missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"imgrl lm train needs {' and '.join(missing)}: run `pip install 'imgrl[lm]'`")
+
+
+def _recipe(arguments: list[str] | None, resume: Path | None) -> TextRecipe:
+    from imgrl.cli.train import new_folder, saved_recipe
+    from imgrl.config.text import DEFAULT_TEXT_RECIPE, resolve_text
+
+    name, overrides = split_arguments(arguments)
+    if resume is not None:
+        if name is not None:
+            raise ConfigError(f"--resume uses the recipe in {resume}, so leave out the recipe {name!r}")
+        recipe = resolve_text(saved_recipe(resume), overrides)
+        return replace(recipe, run=replace(recipe.run, dir=str(resume)))
+    recipe = resolve_text(name, overrides)
+    if recipe.run.dir is None:
+        recipe = replace(recipe, run=replace(recipe.run, dir=new_folder(name or DEFAULT_TEXT_RECIPE)))
+    return recipe

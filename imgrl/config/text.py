@@ -1,0 +1,77 @@
+"""Reading a language recipe, as strictly as an image recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from imgrl.config.build import build
+from imgrl.config.overrides import apply_overrides
+from imgrl.config.rewards import named_rewards
+from imgrl.config.tree import parse_file
+from imgrl.errors import ConfigError
+from imgrl.recipe_text import TextRecipe
+from imgrl.resources import recipe_path
+
+__all__ = ["DEFAULT_TEXT_RECIPE", "check_text", "is_text_recipe", "resolve_text"]
+
+DEFAULT_TEXT_RECIPE = "tiny-lm/grpo"
+
+
+def resolve_text(
+    recipe: str | Path | None = None, overrides: Sequence[str] = (), *, processes: int = 1
+) -> TextRecipe:
+    """Read a language recipe, apply dotted overrides and check that the result can run.
+
+    Raises:
+        ConfigError: in one sentence, for anything that cannot run exactly as written.
+    """
+    tree = parse_file(recipe_path(DEFAULT_TEXT_RECIPE if recipe is None else recipe))
+    resolved = build(TextRecipe, named_rewards(apply_overrides(tree, overrides)))
+    check_text(resolved, processes=processes)
+    return resolved
+
+
+def is_text_recipe(name: str) -> bool:
+    """Whether a bundled recipe is for `imgrl lm train`."""
+    return "-lm/" in name or name.startswith("lm-")
+
+
+def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
+    """Refuse batches that do not divide and objectives without what they need.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    batch, objective = recipe.batch, recipe.objective
+    online = objective.kind == "online"
+    if online and batch.group_size < 2:
+        raise ConfigError(
+            f"batch.group_size must be at least 2 for {objective.name}, which compares a prompt's completions, got "
+            f"{batch.group_size}"
+        )
+    if not online and batch.group_size != 1:
+        raise ConfigError(
+            f"batch.group_size must be 1 for {objective.name}, which learns from demonstrations, got {batch.group_size}"
+        )
+    total = batch.groups * batch.group_size
+    if total % processes:
+        raise ConfigError(
+            f"batch.groups x batch.group_size is {total}, which {processes} processes cannot share evenly"
+        )
+    micro = batch.micro or total // processes
+    if (total // processes) % micro:
+        raise ConfigError(
+            f"batch.micro must divide the {total // processes} sequences of each process, got {micro}"
+        )
+    if "teacher" in objective.needs and recipe.model.teacher is None:
+        raise ConfigError(
+            f"{objective.name} asks a teacher: set model.teacher to a model with the same tokenizer"
+        )
+    passes = getattr(objective, "passes", 1)
+    for key, every in (("checkpoint.every", recipe.checkpoint.every), ("run.steps", recipe.run.steps)):
+        if every % passes:
+            raise ConfigError(
+                f"{key} must be a multiple of objective.passes ({passes}), so that a run stops between batches, got "
+                f"{every}"
+            )

@@ -1,0 +1,146 @@
+"""A language recipe: every setting of one `imgrl lm train` run, as frozen dataclasses with defaults.
+
+Like :mod:`imgrl.recipe`, whose parts it uses: ``TextRecipe(objective=ASFT())`` is ``objective: {name: asft}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+
+from imgrl.objectives.text import ASFT, DFT, FSFT, GRPO, SFT, SFTKL, SPINE, TRRD, TTRL, ReMix
+from imgrl.policies.lora import LoraSpec
+from imgrl.recipe import (
+    Checkpoint,
+    NonNegative,
+    NonNegativeFloat,
+    Optimizer,
+    Positive,
+    PositiveFloat,
+    Text,
+    Tracking,
+)
+from imgrl.rewards import RewardSpec
+
+__all__ = [
+    "AnyTextObjective",
+    "TextBatchSizes",
+    "TextData",
+    "TextEvaluation",
+    "TextModel",
+    "TextRecipe",
+    "TextRun",
+]
+
+AnyTextObjective = SFT | DFT | ASFT | SFTKL | FSFT | GRPO | TRRD | ReMix | TTRL | SPINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRun:
+    """Where a run writes, how it is seeded and when it stops."""
+
+    dir: Text | None = None
+    """Run folder; the command line makes a new one under ``runs/`` if it is None."""
+    seed: NonNegative = 0
+    steps: Positive = 100
+    """Optimiser steps."""
+    minutes: PositiveFloat | None = None
+    """Stop after this many minutes of training, evaluation not counted, if that comes first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextModel:
+    """The language model to train."""
+
+    path: Text = "tiny-lm"
+    """A transformers folder, a hub name, or a bundled model."""
+    train: Literal["lora", "full"] = "full"
+    lora: LoraSpec = LoraSpec(rank=16, alpha=32, targets="all-linear")
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the arithmetic; trained weights stay float32."""
+    teacher: Text | None = None
+    """A larger model with the same tokenizer, for objectives that ask one."""
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData:
+    """Training problems."""
+
+    prompts: Text = "arithmetic:train"
+    """The built-in problems, or a .jsonl, .json, .csv or .parquet file. Supervised objectives read the columns
+    ``prompt`` and ``completion``; online ones ``prompt`` and whatever columns their rewards ask for."""
+    count: Positive = 4096
+    """How many of the built-in problems."""
+    max_tokens: Positive = 512
+    """Longest sequence of supervised training; longer ones are cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How completions are sampled while training."""
+
+    max_tokens: Positive = 96
+    temperature: PositiveFloat = 1.0
+    """Also divides the logits in the loss: the ratio is then that of the distribution that was sampled."""
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBatchSizes:
+    """The geometry of a step, counted over all processes."""
+
+    groups: Positive = 16
+    """Prompts a step; for supervised objectives, sequences a step."""
+    group_size: Positive = 8
+    """Completions a prompt; supervised objectives take 1."""
+    micro: Positive | None = None
+    """Sequences in one forward-backward pass on each process; None takes all at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEvaluation:
+    """Held-out problems, the same before, during and after."""
+
+    prompts: Text = "arithmetic:heldout"
+    """The built-in problems, or a file with the columns ``prompt`` and ``answer``."""
+    every: NonNegative = 20
+    """Optimiser steps between evaluations; 0 evaluates only before and after."""
+    limit: Positive = 96
+    """Use the first so many problems."""
+    samples: Positive = 4
+    """Completions a problem; Pass@1 is their mean, Pass@k whether any is right."""
+    temperature: NonNegativeFloat = 1.0
+    """0 is greedy, with one completion."""
+    verifier: Text = "arithmetic"
+    """The reward that judges completions; right is 1."""
+    seed: NonNegative = 1234
+    batch: Positive = 256
+    """Completions generated at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe:
+    """Everything that defines a language run; only ``run.dir`` has no default."""
+
+    run: TextRun = TextRun()
+    model: TextModel = TextModel()
+    data: TextData = TextData()
+    rewards: Annotated[Mapping[Text, float | Text | RewardSpec], MinLen(1)] = field(
+        default_factory=lambda: {"arithmetic": 1.0}
+    )
+    """Rewards of online objectives; supervised ones do not look at them."""
+    failure_budget: Annotated[float, Ge(0), Le(1)] = 0.25
+    """The run stops when a reward fails, after its retries, on more than this share of a step's completions."""
+    generation: Generation = Generation()
+    batch: TextBatchSizes = TextBatchSizes()
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the deviation of the group or of the batch, or not at all."""
+    objective: AnyTextObjective = GRPO()
+    optimizer: Optimizer = Optimizer(lr=3e-4, weight_decay=0.0)
+    evaluation: TextEvaluation = TextEvaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()

@@ -1,0 +1,51 @@
+"""A reward without labels: agreement with the group's majority (TTRL, arXiv 2504.16084)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from imgrl.objectives.text.votes import Ties, vote_rewards
+from imgrl.rewards.verifiers import Exact, Regex
+
+__all__ = ["Vote"]
+
+
+class Vote:
+    """1 for completions whose answer is the most frequent one of their prompt, 0 for others.
+
+    Neighbouring completions of one prompt form its group, which must be whole in a call. Where nothing is decided (no
+    answer parsed, or a tie without winner) the group gets None.
+
+    Args:
+        pattern: a regular expression whose one group is the answer; None takes what follows the last ``marker``.
+        marker: the word before the answer.
+        ties: ``first`` lets the answer that came first win, ``none`` nobody.
+        leave_one_out: judge each completion by the others.
+    """
+
+    groupwise = True
+
+    def __init__(
+        self,
+        *,
+        pattern: str | None = None,
+        marker: str = "answer",
+        ties: Ties = "none",
+        leave_one_out: bool = False,
+    ) -> None:
+        if ties not in ("first", "none"):
+            raise ValueError(f"Unknown rule for ties {ties!r}; choose 'first' or 'none'.")
+        self.reader = Exact(marker=marker) if pattern is None else Regex(pattern=pattern)
+        self.ties: Ties = ties
+        self.leave_one_out = leave_one_out
+
+    def __call__(self, completions: Sequence[str], prompts: Sequence[str]) -> list[float | None]:
+        """Rewards of the completions."""
+        scores: list[float | None] = []
+        pairs: Any = zip(prompts, completions, strict=True)
+        for _, members in groupby(pairs, key=lambda pair: pair[0]):
+            answers = [self.reader.find(text) for _, text in members]
+            scores += vote_rewards(answers, ties=self.ties, leave_one_out=self.leave_one_out)
+        return scores

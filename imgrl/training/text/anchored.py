@@ -1,0 +1,97 @@
+"""What our two TRL trainers share: anchors that are saved and resumed with the rest, and the metrics of a loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from imgrl.anchor import Schedule
+from imgrl.errors import CheckpointError
+from imgrl.objectives.text.base import reduce
+from imgrl.training.text.snapshots import Snapshot
+
+__all__ = ["AnchorFiles", "note"]
+
+_TENSORS, _FACTS = "anchors.safetensors", "anchors.json"
+
+
+class AnchorFiles:
+    """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint."""
+
+    def __init__(self, *args: Any, scale: Schedule, **kwargs: Any) -> None:
+        self.anchors: dict[str, Snapshot] = {}
+        self.scale = scale
+        super().__init__(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The recipe's factor of the learning rate by step."""
+        del num_training_steps
+        trainer: Any = self
+        if trainer.lr_scheduler is None:
+            scale = self.scale  # a plain function, so that its state in a checkpoint is a number
+            own = trainer.optimizer if optimizer is None else optimizer
+            trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(own, lambda step: float(scale(step)))
+        return trainer.lr_scheduler
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers to keep with the anchors."""
+        return {}
+
+    def stored(self) -> dict[str, Tensor]:
+        """Further tensors to keep."""
+        return {}
+
+    def take_back(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Receive what ``facts`` and ``stored`` gave when the checkpoint was written."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        trainer: Any = self
+        if not trainer.args.should_save:
+            return
+        folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+        tensors = {
+            f"{name}/{key}": tensor
+            for name, snapshot in self.anchors.items()
+            for key, tensor in snapshot.state_dict().items()
+        }
+        save_file(tensors | self.stored(), folder / _TENSORS)
+        (folder / _FACTS).write_text(json.dumps({"anchors": sorted(self.anchors), **self.facts()}))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        if not (folder / _FACTS).is_file() or not (folder / _TENSORS).is_file():
+            raise CheckpointError(
+                f"{folder} has no {_TENSORS}: it was not written by imgrl or is incomplete; resume from another."
+            )
+        facts = json.loads((folder / _FACTS).read_text())
+        if facts["anchors"] != sorted(self.anchors):
+            raise CheckpointError(
+                f"{folder} keeps the anchors {facts['anchors']}, but this objective has {sorted(self.anchors)}; resume "
+                "with the recipe the run began with."
+            )
+        tensors = load_file(folder / _TENSORS)
+        for name, snapshot in self.anchors.items():
+            prefix = f"{name}/"
+            snapshot.load_state_dict(
+                {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            )
+        known = tuple(f"{name}/" for name in self.anchors)
+        self.take_back(facts, {key: t for key, t in tensors.items() if not key.startswith(known)})
+
+
+@torch.no_grad()
+def note(log: MutableMapping[str, list[float]], metrics: Mapping[str, Tensor], mask: Tensor) -> None:
+    """Append means over loss tokens, or over sequences, to TRL's log of a step."""
+    for name, value in metrics.items():
+        mean = reduce(value, mask, how="token") if value.ndim == 2 else value.mean()
+        log[f"objective/{name}"].append(float(mean))

@@ -1,0 +1,102 @@
+"""From a recipe to TRL's argument objects: the only place that knows their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from imgrl.recipe_text import TextModel, TextRecipe
+
+__all__ = ["online_arguments", "peft_config", "supervised_arguments"]
+
+
+def online_arguments(recipe: TextRecipe, folder: Path, *, weights: list[float]) -> Any:
+    """TRL's ``GRPOConfig``: rollouts and advantages are TRL's, its own loss and reference are off."""
+    from trl import GRPOConfig
+
+    batch = recipe.batch
+    return GRPOConfig(
+        **_common(recipe, folder, sequences=batch.groups * batch.group_size),
+        num_generations=batch.group_size,
+        steps_per_generation=_accumulation(recipe, batch.groups * batch.group_size),
+        num_iterations=getattr(recipe.objective, "passes", 1),
+        max_completion_length=recipe.generation.max_tokens,
+        temperature=recipe.generation.temperature,
+        top_p=recipe.generation.top_p,
+        top_k=0,
+        scale_rewards=recipe.scale_rewards,
+        reward_weights=weights,
+        beta=0.0,  # the anchors are ours
+        shuffle_dataset=True,
+    )
+
+
+def supervised_arguments(recipe: TextRecipe, folder: Path) -> Any:
+    """TRL's ``SFTConfig``: only the completion carries loss."""
+    from trl import SFTConfig
+
+    return SFTConfig(
+        **_common(recipe, folder, sequences=recipe.batch.groups),
+        max_length=recipe.data.max_tokens,
+        completion_only_loss=True,
+        packing=False,
+        dataset_num_proc=None,
+    )
+
+
+def peft_config(model: TextModel) -> Any:
+    """The LoRA of a recipe, or None for full fine-tuning."""
+    if model.train == "full":
+        return None
+    from peft import LoraConfig
+
+    targets = model.lora.targets
+    return LoraConfig(
+        r=model.lora.rank,
+        lora_alpha=model.lora.alpha,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _accumulation(recipe: TextRecipe, sequences: int) -> int:
+    import os
+
+    own = sequences // int(os.environ.get("WORLD_SIZE", "1"))
+    return own // (recipe.batch.micro or own)
+
+
+def _common(recipe: TextRecipe, folder: Path, *, sequences: int) -> dict[str, Any]:
+    import os
+
+    import torch
+
+    own = sequences // int(os.environ.get("WORLD_SIZE", "1"))
+    optimizer = recipe.optimizer
+    every = recipe.checkpoint.every
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "seed": recipe.run.seed,
+        "max_steps": recipe.run.steps,
+        "per_device_train_batch_size": recipe.batch.micro or own,
+        "gradient_accumulation_steps": _accumulation(recipe, sequences),
+        "learning_rate": optimizer.lr,
+        "adam_beta1": optimizer.betas[0],
+        "adam_beta2": optimizer.betas[1],
+        "adam_epsilon": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+        "max_grad_norm": optimizer.clip or 0.0,
+        "bf16": recipe.model.dtype == "bf16",
+        "fp16": False,
+        "gradient_checkpointing": recipe.model.gradient_checkpointing,
+        "logging_steps": 1,
+        "logging_strategy": "steps",
+        "save_strategy": "steps" if every else "no",
+        "save_steps": every or 1,
+        "save_total_limit": recipe.checkpoint.keep,
+        "eval_strategy": "no",
+        "report_to": list(recipe.tracking.trackers),
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "remove_unused_columns": False,
+    }

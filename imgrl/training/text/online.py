@@ -1,0 +1,181 @@
+"""TRL's GRPO trainer with a loss of ours. Imports TRL at the top: import this module inside functions only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import GRPOTrainer
+
+from imgrl.objectives.text import ReMix
+from imgrl.objectives.text.base import TextBatch, TextObjective, reduce
+from imgrl.objectives.text.remix import draw_ages
+from imgrl.training.text.anchored import AnchorFiles, note
+from imgrl.training.text.replay import Group, History, pad_alike
+from imgrl.training.text.scoring import Rows, live_fields, log_probs
+from imgrl.training.text.snapshots import Snapshot
+
+__all__ = ["OnlineTrainer"]
+
+_KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "old", "teacher")
+
+
+class OnlineTrainer(AnchorFiles, GRPOTrainer):
+    """GRPO, TRRD, ReMix, TTRL and SPINE on TRL's rollouts, rewards and advantages."""
+
+    def __init__(
+        self, *args: Any, objective: TextObjective, teacher: nn.Module | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective, self.teacher = objective, teacher
+        self.reincarnated = False
+        policy: Any = self.model
+        if {"reverse_kl", "forward_kl", "anchor"} & objective.needs:
+            self.anchors["base"] = Snapshot(policy)
+        if "previous_kl" in objective.needs:
+            self.anchors["previous"], self.anchors["start"] = Snapshot(policy), Snapshot(policy)
+        self.history = History(objective.history) if isinstance(objective, ReMix) else None
+        if teacher is not None:
+            teacher.requires_grad_(False).eval().to(self.accelerator.device)
+
+    # ------------------------------------------------------------- rollouts
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's rollout, then what the objective wants to know of it before the first update."""
+        self._begin_block()
+        ages = self._ages(len(inputs) // self.num_generations)
+        size = self.num_generations
+        fresh = [row for i, row in enumerate(inputs) if ages[i // size] == 0]
+        output = super()._generate_and_score_completions(fresh)
+        rows = _rows(output)
+        output["old"] = self._log_probs(self.model, rows)
+        if self.teacher is not None:
+            output["teacher"] = self._log_probs(self.teacher, rows)
+        if self.history is not None:
+            output = self._mixed(output, ages)
+        if "current" in self.objective.needs:
+            output["current"] = self._log_probs(self.model, _rows(output))
+        return output
+
+    def _log_probs(self, model: Any, rows: Rows) -> Tensor:
+        return log_probs(
+            model, rows, temperature=self.temperature, batch=self.args.per_device_train_batch_size
+        )
+
+    def _begin_block(self) -> None:
+        """Move the anchors on: a new batch of rollouts starts an update block."""
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        if "start" in self.anchors:
+            self.anchors["previous"].renew(self.anchors["start"])
+            self.anchors["start"].renew(policy)
+        at = getattr(self.objective, "reincarnate_at", None)
+        if at is not None and not self.reincarnated and self.state.global_step >= at:
+            self.reincarnated = True
+            if "base" in self.anchors:
+                self.anchors["base"].renew(policy)
+
+    def _ages(self, groups: int) -> list[int]:
+        """How old each group of this batch is; at least one is fresh."""
+        objective, history = self.objective, self.history
+        if (
+            not isinstance(objective, ReMix)
+            or history is None
+            or not objective.replays(self.state.global_step)
+        ):
+            return [0] * groups
+        generator = self._replay_generator(0)
+        ages = draw_ages(groups, replay=objective.replay, available=history.ages, generator=generator)
+        return ages if 0 in ages else [0, *ages[1:]]
+
+    def _replay_generator(self, salt: int) -> torch.Generator:
+        """Its numbers depend on the seed, the step and the process alone, so a resumed run draws the same."""
+        key = (self.args.seed * 1_000_003 + self.state.global_step) * 4096 + self.accelerator.process_index
+        return torch.Generator().manual_seed(2 * key + salt)
+
+    def _mixed(self, output: dict[str, Any], ages: list[int]) -> dict[str, Any]:
+        """The fresh groups, which are kept for later steps, and older ones in place of those not generated."""
+        assert self.history is not None
+        size = self.num_generations
+        kept = {key: output[key] for key in _KEPT if key in output}
+        count = len(output["advantages"]) // size
+        fresh: list[Group] = [
+            {k: t[i * size : (i + 1) * size] for k, t in kept.items()} for i in range(count)
+        ]
+        generator = self._replay_generator(1)
+        replayed = [self.history.draw(age, generator) for age in ages if age]
+        self._metrics["train"]["objective/replayed"].append(len(replayed) / len(ages))
+        self.history.add(fresh)
+        if not replayed:
+            return output
+        pad = float(self._tokenizer.pad_token_id)
+        both = pad_alike(
+            [*fresh, *({k: t.to(self.accelerator.device) for k, t in g.items()} for g in replayed)],
+            {"prompt_ids": pad, "completion_ids": pad},
+        )
+        tokens = both["completion_mask"].sum()
+        return both | {"num_items_in_batch": self.accelerator.gather(tokens).sum()}
+
+    # ----------------------------------------------------------------- loss
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """The objective's loss on one micro-batch."""
+        rows = _rows(inputs)
+        kept = rows.mask.any(-1)
+        if not bool(kept.any()):  # every completion of the micro-batch was masked as cut off
+            return 0.0 * model(input_ids=rows.input_ids[:, :1]).logits.sum()
+        rows = rows.select(kept)
+        needs = self.objective.needs
+        fields = live_fields(
+            model,
+            rows,
+            needs=needs,
+            temperature=self.temperature,
+            base=self.anchors.get("base"),
+            previous=self.anchors.get("previous"),
+        )
+        stored = {key: inputs[key][kept] for key in ("old", "current", "teacher") if key in needs}
+        batch = TextBatch(
+            mask=rows.mask.to(torch.float32),
+            advantage=inputs["advantages"][kept],
+            step=self.state.global_step,
+            **fields,
+            **stored,
+        )
+        out = self.objective.loss(batch)
+        note(self._metrics["train"], out.metrics, batch.mask)
+        if self.objective.reduction == "token":
+            total = inputs["num_items_in_batch"] / self.accelerator.num_processes
+            return reduce(out.loss, batch.mask, how="token", denominator=total)
+        share = len(rows.mask) / len(kept) / self.current_gradient_accumulation_steps
+        return share * reduce(out.loss, batch.mask, how=self.objective.reduction)
+
+    # --------------------------------------------------------------- saving
+
+    def facts(self) -> dict[str, Any]:
+        """Whether the base has been renewed."""
+        return {"reincarnated": self.reincarnated}
+
+    def stored(self) -> dict[str, Tensor]:
+        """The groups to replay."""
+        return self.history.state_dict() if self.history is not None else {}
+
+    def take_back(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on as the saved run would have."""
+        self.reincarnated = bool(facts["reincarnated"])
+        if self.history is not None:
+            self.history.load_state_dict(tensors)
+
+
+def _rows(output: Mapping[str, Any]) -> Rows:
+    """Prompts and completions as one sequence each; the completion is scored."""
+    mask = output["completion_mask"]
+    if "tool_mask" in output:
+        mask = mask * output["tool_mask"]
+    return Rows(
+        input_ids=torch.cat([output["prompt_ids"], output["completion_ids"]], 1),
+        attention_mask=torch.cat([output["prompt_mask"], output["completion_mask"]], 1),
+        tokens=output["completion_ids"],
+        mask=mask.bool(),
+    )

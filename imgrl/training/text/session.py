@@ -1,0 +1,258 @@
+"""One language run: model, data and rewards into a TRL trainer, held-out scores around it, all in a run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imgrl.data.texts import load_rows
+from imgrl.errors import CheckpointError, ConfigError
+from imgrl.recipe import as_dict
+from imgrl.recipe_text import TextRecipe
+from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
+from imgrl.training.text.heldout import HeldOut
+
+__all__ = ["TextSession", "TextSummary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSummary:
+    """What a run did."""
+
+    run_dir: str
+    steps: int
+    minutes: float
+    before: dict[str, float]
+    after: dict[str, float]
+    protocol: dict[str, Any]
+    interrupted: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``summary.json``."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+class TextSession:
+    """Everything between a recipe and its summary.
+
+    Args:
+        recipe: what to run.
+        tell: receives a line for the user now and then.
+    """
+
+    def __init__(self, recipe: TextRecipe, *, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.recipe, self.tell = recipe, tell
+        self.folder = open_folder(recipe.run.dir)
+
+    def train(self, *, resume: bool = False) -> TextSummary:
+        """Train to the end, or go on from the newest checkpoint."""
+        from transformers import set_seed
+        from transformers.trainer_callback import PrinterCallback
+
+        from imgrl.training.text.models import load_model, load_teacher
+
+        recipe, folder = self.recipe, self.folder
+        _hush()
+        if not resume and holds_results(folder):
+            raise ConfigError(
+                f"{folder} already holds a run; continue it with `imgrl lm train --resume {folder}`"
+            )
+        newest = _newest(folder) if resume else None
+        set_seed(recipe.run.seed)
+        model, tokenizer = load_model(recipe.model)
+        teacher = load_teacher(recipe.model, tokenizer) if recipe.model.teacher else None
+        heldout = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)
+        trainer = self._trainer(model, tokenizer, teacher)
+        self._describe(trainer)
+        if newest is None:
+            before = heldout(trainer.model)
+            self._log(0, before)
+            write_json(folder / "before.json", before)
+        else:
+            before = read_json(folder / "before.json")
+            self._rewind(int(newest.name.rpartition("-")[2]))
+        self.tell(f"held-out pass@1 before training: {before['pass@1']:.3f}")
+        watch = _callback(self, heldout)
+        trainer.add_callback(watch)
+        trainer.remove_callback(PrinterCallback)  # metrics.jsonl has those rows
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        minutes = (time.monotonic() - started - watch.paused) / 60
+        return self._finish(trainer, heldout, before, minutes, watch)
+
+    def _finish(
+        self, trainer: Any, heldout: HeldOut, before: dict[str, float], minutes: float, watch: Any
+    ) -> TextSummary:
+        step = trainer.state.global_step
+        after = watch.last[1] if watch.last and watch.last[0] == step else heldout(trainer.model)
+        if not (watch.last and watch.last[0] == step):
+            self._log(step, after)
+        trainer.save_model(str(self.folder / "model"))
+        trainer.processing_class.save_pretrained(str(self.folder / "model"))
+        spec = self.recipe.evaluation
+        summary = TextSummary(
+            run_dir=str(self.folder),
+            steps=step,
+            minutes=round(minutes, 2),
+            before=before,
+            after=after,
+            protocol=as_dict(spec) | {"max_tokens": self.recipe.generation.max_tokens},
+            interrupted=watch.interrupted,
+        )
+        write_json(self.folder / "summary.json", summary.as_dict())
+        self.tell(
+            f"held-out pass@1 after {step} steps: {after['pass@1']:.3f} (before: {before['pass@1']:.3f})"
+        )
+        return summary
+
+    # ------------------------------------------------------------- building
+
+    def _trainer(self, model: Any, tokenizer: Any, teacher: Any) -> Any:
+        from datasets import Dataset
+
+        from imgrl.training.text.arguments import online_arguments, peft_config, supervised_arguments
+        from imgrl.training.text.rewarding import build_rewards
+
+        recipe, objective = self.recipe, self.recipe.objective
+        common: dict[str, Any] = {
+            "model": model,
+            "processing_class": tokenizer,
+            "objective": objective,
+            "scale": recipe.optimizer.scale,
+            "peft_config": peft_config(recipe.model),
+        }
+        if objective.kind == "supervised":
+            from imgrl.training.text.supervised import SupervisedTrainer
+
+            rows = load_rows(
+                recipe.data.prompts,
+                count=recipe.data.count,
+                seed=recipe.run.seed,
+                needs=("prompt", "completion"),
+            )
+            data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["completion"]} for r in rows])
+            args = supervised_arguments(recipe, self.folder)
+            return SupervisedTrainer(args=args, train_dataset=data, **common)
+        from imgrl.training.text.online import OnlineTrainer
+
+        rows = load_rows(
+            recipe.data.prompts, count=recipe.data.count, seed=recipe.run.seed, needs=("prompt",)
+        )
+        rows = [{key: value for key, value in row.items() if key != "completion"} for row in rows]
+        rewards, weights = build_rewards(
+            recipe.rewards, budget=recipe.failure_budget, columns=[key for key in rows[0] if key != "prompt"]
+        )
+        args = online_arguments(recipe, self.folder, weights=weights)
+        return OnlineTrainer(
+            args=args, train_dataset=Dataset.from_list(rows), reward_funcs=rewards, teacher=teacher, **common
+        )
+
+    # -------------------------------------------------------------- writing
+
+    def _describe(self, trainer: Any) -> None:
+        from imgrl.training.distributed import World
+        from imgrl.training.tracking import environment
+
+        replace(
+            self.folder / "config.yaml",
+            yaml.safe_dump(as_dict(self.recipe), sort_keys=False, allow_unicode=True),
+        )
+        facts = environment(World(trainer.accelerator))
+        write_json(self.folder / "environment.json", facts)
+
+    def _log(self, step: int, heldout: dict[str, float], more: dict[str, Any] | None = None) -> None:
+        import json
+
+        row = {"round": step, **(more or {}), **{f"heldout/{name}": value for name, value in heldout.items()}}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _rewind(self, step: int) -> None:
+        """Drop rows after the checkpoint: a resumed run writes them again."""
+        import json
+
+        file = self.folder / "metrics.jsonl"
+        rows = [line for line in file.read_text().splitlines() if json.loads(line)["round"] <= step]
+        replace(file, "".join(f"{row}\n" for row in rows))
+
+
+def _hush() -> None:
+    """No loading bars of other libraries."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _newest(folder: Path) -> Path:
+    """The newest whole checkpoint of a run."""
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in (folder / "checkpoints").glob("checkpoint-*")
+        if (path / "trainer_state.json").is_file() and (path / "anchors.json").is_file()
+    ]
+    if not found:
+        raise CheckpointError(f"{folder} has no whole checkpoint to resume from; start the run again.")
+    return max(found)[1]
+
+
+def _callback(session: TextSession, heldout: HeldOut) -> Any:
+    """The one TRL callback: logs every step, evaluates, stops by the clock or on Ctrl-C after the step."""
+    import signal
+
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        paused = 0.0
+        interrupted = False
+        last: tuple[int, dict[str, float]] | None = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.started = time.monotonic()
+            self._old = signal.signal(signal.SIGINT, self._stop)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            signal.signal(signal.SIGINT, self._old)
+
+        def _stop(self, *_: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            session.tell("finishing the step; press Ctrl-C again to stop at once")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
+            if "loss" in numbers:
+                session._log(state.global_step, {}, numbers)
+                reward = (
+                    f"  reward {numbers['reward']:.3f}"
+                    if "reward" in numbers
+                    else f"  loss {numbers['loss']:.4f}"
+                )
+                session.tell(f"step {state.global_step}/{state.max_steps}{reward}")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            every = session.recipe.evaluation.every
+            if every and state.global_step % every == 0:
+                began = time.monotonic()
+                scores = heldout(model)
+                self.last = (state.global_step, scores)
+                session._log(state.global_step, scores)
+                session.tell(f"step {state.global_step}: held-out pass@1 {scores['pass@1']:.3f}")
+                self.paused += time.monotonic() - began
+            limit = session.recipe.run.minutes
+            spent = (time.monotonic() - self.started - self.paused) / 60
+            passes = getattr(session.recipe.objective, "passes", 1)
+            if state.global_step % passes == 0 and (
+                self.interrupted or (limit is not None and spent >= limit)
+            ):
+                control.should_training_stop = True
+                control.should_save = True
+
+    return Watch()

@@ -1,0 +1,77 @@
+"""Copies of the trained weights that stay behind, switched in place: the anchors of language models.
+
+A snapshot holds the trainable tensors only. With a LoRA that is the adapter, and the snapshot taken before training,
+whose adapter does nothing, is the frozen base; with full fine-tuning it is the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from imgrl.errors import CheckpointError
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot:
+    """Trainable tensors of a model as they were."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors = {name: tensor.detach().clone() for name, tensor in _trainable(model)}
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with these weights, in evaluation mode and without gradient; restored after, also on errors.
+
+        Storage changes hands, nothing is copied. Use it before the forward pass whose gradient is wanted.
+        """
+        training = model.training
+        self._swap(model)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._swap(model)
+            model.train(training)
+
+    def _swap(self, model: nn.Module) -> None:
+        model.eval()
+        for name, parameter in _trainable(model):
+            parameter.data, self.tensors[name] = self.tensors[name], parameter.data
+
+    @torch.no_grad()
+    def renew(self, source: nn.Module | Snapshot) -> None:
+        """Become what a model, or another snapshot, is now."""
+        tensors = source.tensors if isinstance(source, Snapshot) else dict(_trainable(source))
+        for name, own in self.tensors.items():
+            own.copy_(tensors[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors, on the CPU."""
+        return {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Become what was saved.
+
+        Raises:
+            CheckpointError: if names or shapes are those of another model.
+        """
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if wanted != given:
+            odd = sorted(wanted.items() ^ given.items())
+            raise CheckpointError(
+                f"A saved anchor does not fit this model: {len(odd)} tensors differ, such as {odd[0][0]}; "
+                "resume with the recipe the run began with."
+            )
+        for name, tensor in state.items():
+            self.tensors[name].copy_(tensor)
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,68 @@
+"""TRL's SFT trainer with a loss of ours. Imports TRL at the top: import this module inside functions only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import SFTTrainer
+
+from imgrl.objectives.text.base import TextBatch, TextObjective, reduce
+from imgrl.training.text.anchored import AnchorFiles, note
+from imgrl.training.text.scoring import Rows, live_fields
+from imgrl.training.text.snapshots import Snapshot
+
+__all__ = ["SupervisedTrainer"]
+
+
+class SupervisedTrainer(AnchorFiles, SFTTrainer):
+    """SFT, DFT, ASFT, SFT + KL and f-divergence SFT; the anchor is the model before training."""
+
+    def __init__(self, *args: Any, objective: TextObjective, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective = objective
+        if {"forward_kl", "reverse_kl", "anchor"} & objective.needs:
+            self.anchors["base"] = Snapshot(self.model)  # type: ignore[arg-type]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss on the batch's demonstrated tokens."""
+        if return_outputs:
+            raise NotImplementedError("This trainer evaluates by generating; it has no outputs to return.")
+        labels = inputs["labels"]
+        tokens = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), -100)], 1)[:, :-1]
+        rows = Rows(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            tokens=tokens,
+            mask=tokens != -100,
+        )
+        count = int(rows.mask.sum())
+        kept = rows.mask.any(-1)
+        if not count:  # cut off before their completions began
+            return 0.0 * model(input_ids=rows.input_ids[:, :1]).logits.sum()
+        rows = rows.select(kept)
+        fields = live_fields(model, rows, needs=self.objective.needs, base=self.anchors.get("base"))
+        batch = TextBatch(mask=rows.mask.to(torch.float32), step=self.state.global_step, **fields)
+        out = self.objective.loss(batch)
+        note(self._metrics["train"], out.metrics, batch.mask)
+        return self._scaled(out.loss, batch.mask, num_items_in_batch)
+
+    def _scaled(self, loss: Tensor, mask: Tensor, total: Tensor | int | None) -> Tensor:
+        """The mean over the global batch. ``total`` is its number of tokens; given it, nobody else averages."""
+        how = self.objective.reduction
+        own = loss.mean() if loss.ndim == 1 else reduce(loss, mask, how=how)
+        if total is None:
+            return own
+        if loss.ndim == 2 and how == "token":
+            shared = reduce(loss, mask, how=how, denominator=float(total))
+            return (
+                shared * self.accelerator.num_processes if self.args.average_tokens_across_devices else shared
+            )
+        return own / self.current_gradient_accumulation_steps

@@ -1,0 +1,38 @@
+"""A random language model of a few thousand parameters with a tokenizer of characters, saved as stock folders."""
+
+
+def tokenizer(extra=""):
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789 +-*=;:,." + extra))
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *letters])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )
+
+
+def save(folder, *, seed=0, extra=""):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    own = tokenizer(extra)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(own),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=1,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    own.save_pretrained(folder)
+    return folder

@@ -1,0 +1,187 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_lm import save
+from typer.testing import CliRunner
+
+from imgrl.cli.main import app
+from imgrl.config.text import resolve_text
+from imgrl.objectives.text import TEXT_OBJECTIVES
+from imgrl.recipe_text import AnyTextObjective
+
+SMALL = [
+    "run.steps=2",
+    "data.count=32",
+    "generation.max_tokens=12",
+    "evaluation.limit=4",
+    "evaluation.samples=2",
+    "evaluation.every=0",
+    "checkpoint.every=2",
+]
+SUPERVISED = {"sft", "dft", "asft", "sft_kl", "f_sft"}
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["lm", "train", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def letters(tmp_path, monkeypatch):
+    """A user's own reward: the share of digits among a completion's characters."""
+    (tmp_path / "spread.py").write_text(
+        "def letters(completions, prompts, **columns):\n"
+        "    return [sum(c.isdigit() for c in text) / (len(text) + 1) for text in completions]\n"
+    )
+    return f"rewards={{letters: '{tmp_path}/spread.py:letters'}}"
+
+
+def arguments(name, lm, folder, reward=None):
+    sizes = (
+        ["batch.groups=4", "batch.group_size=1"]
+        if name in SUPERVISED
+        else ["batch.groups=2", "batch.group_size=4"]
+    )
+    rewards = [] if name in SUPERVISED or reward is None else [reward]
+    return [
+        f"tiny-lm/{name.replace('_', '-')}",
+        f"model.path={lm}",
+        f"run.dir={folder}",
+        *SMALL,
+        *sizes,
+        *rewards,
+    ]
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in AnyTextObjective.__args__])
+def test_every_objective_trains_and_leaves_a_run_folder(name, lm, teacher, tmp_path, letters):
+    folder = tmp_path / "run"
+    more = [f"model.teacher={teacher}"] if name == "trrd" else []
+    run(*arguments(name, lm, folder, letters), *more)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["round"] == 0 and "heldout/pass@1" in rows[0]
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in rows if "loss" in row)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 2 and {"pass@1", "pass@2"} <= set(summary["before"]) & set(summary["after"])
+    trained, base = load_file(folder / "model" / "model.safetensors"), load_file(lm / "model.safetensors")
+    assert any(not torch.equal(trained[key], base[key]) for key in base)
+    assert resolve_text(folder / "config.yaml").objective.name == name
+
+
+def test_recipes_offer_every_objective_that_has_a_trainer():
+    assert {kind.name for kind in AnyTextObjective.__args__} | {"meta_distill", "adpo", "dpo"} >= set(
+        TEXT_OBJECTIVES
+    )
+
+
+@pytest.mark.parametrize("name", ["asft", "remix"])
+def test_a_resumed_run_ends_in_the_same_weights(name, lm, tmp_path, letters):
+    """ReMix replays groups and renews its base on the way; ASFT keeps its base."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["objective.reincarnate_at=3", "objective.replay=0.7"] if name == "remix" else []
+    settings = [a for a in arguments(name, lm, whole, letters) if not a.startswith("run.steps")] + more
+    run(*settings, "run.steps=6")
+    shutil.copytree(whole, cut)
+    for step in (4, 6):
+        shutil.rmtree(cut / "checkpoints" / f"checkpoint-{step}", ignore_errors=True)
+    if not (cut / "checkpoints" / "checkpoint-2").exists():  # only the newest two are kept
+        shutil.rmtree(cut)
+        first = [a.replace(str(whole), str(cut)) for a in settings]
+        run(*first, "run.steps=2")
+    for name_ in ("summary.json",):
+        (cut / name_).unlink(missing_ok=True)
+    run("--resume", cut, "run.steps=6")
+    ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (cut, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    losses = [
+        [
+            (r["round"], r["loss"])
+            for line in (f / "metrics.jsonl").read_text().splitlines()
+            if "loss" in (r := json.loads(line))
+        ]
+        for f in (cut, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_lora_trains_and_its_base_is_the_model_without_it(lm, tmp_path):
+    folder = tmp_path / "run"
+    run(*arguments("asft", lm, folder), "model.train=lora", "model.lora.rank=2")
+    adapter = load_file(folder / "model" / "adapter_model.safetensors")
+    assert any(tensor.abs().sum() > 0 for key, tensor in adapter.items() if "lora_B" in key)
+
+
+BAD = [
+    (["tiny-lm/grpo", "batch.group_size=1"], "at least 2 for grpo"),
+    (["tiny-lm/sft", "batch.group_size=2"], "must be 1 for sft"),
+    (["tiny-lm/grpo", "batch.micro=7"], "batch.micro must divide"),
+    (["tiny-lm/trrd", "model.teacher=null"], "set model.teacher"),
+    (["tiny-lm/remix", "run.steps=3"], "multiple of objective.passes"),
+    (["tiny-lm/grpo", "objective.clip=0.1"], "unknown key 'objective.clip'"),
+    (["tiny-lm/grpo", "data.prompts=nowhere.jsonl"], "no file nowhere.jsonl"),
+    (["tiny-lm/grpo", "data.prompts=arithmetic:test"], "splits train and heldout"),
+    (["tiny-lm/grpo", "rewards={exactt: 1}"], "did you mean 'exact'"),
+    (["tiny-lm/grpo", "evaluation.temperature=0"], "evaluation.samples=1"),
+]
+
+
+@pytest.mark.parametrize(("given", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
+def test_bad_input_is_one_sentence(given, sentence, lm, tmp_path):
+    result = CliRunner().invoke(
+        app, ["lm", "train", *given, f"model.path={lm}", f"run.dir={tmp_path / 'run'}"]
+    )
+    assert result.exit_code == 2 and sentence in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_rows_without_prompt_or_completion_are_named(lm, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    for text, sentence in (
+        (
+            '{"prompt": "a", "completion": "b"}\n{"prompt": " ", "completion": "b"}\n',
+            "empty 'prompt' in row 2",
+        ),
+        ('{"prompt": "a", "completion": ""}\n', "empty 'completion' in row 1"),
+        ('{"question": "a"}\n', "no column 'prompt'"),
+        ('{"prompt": \n', "cannot be read"),
+        ("", "cannot be read|no rows"),
+    ):
+        rows.write_text(text)
+        folder = tmp_path / f"run{len(text)}"
+        result = CliRunner().invoke(
+            app,
+            ["lm", "train", "tiny-lm/sft", f"model.path={lm}", f"run.dir={folder}", f"data.prompts={rows}"],
+        )
+        assert result.exit_code == 2
+        assert any(part in result.stderr for part in sentence.split("|")), result.stderr
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(lm, tmp_path):
+    other = save(tmp_path / "other", extra="!?")
+    folder = tmp_path / "run"
+    output = CliRunner().invoke(
+        app, ["lm", "train", *arguments("trrd", lm, folder), f"model.teacher={other}"]
+    )
+    assert output.exit_code == 2 and "must share one" in output.stderr
+
+
+def test_a_reward_that_fails_stops_the_run_and_is_never_zero(lm, tmp_path):
+    (tmp_path / "bad.py").write_text("def bad(completions, prompts):\n    raise OSError('gone')\n")
+    reward = f"rewards={{bad: {{use: '{tmp_path}/bad.py:bad', retries: 0}}}}"
+    result = CliRunner().invoke(app, ["lm", "train", *arguments("grpo", lm, tmp_path / "run", reward)])
+    assert (
+        result.exit_code == 2 and "failed on all 8 completions" in result.stderr and "gone" in result.stderr
+    )
+
+
+def test_no_resume_without_a_checkpoint_and_no_second_run_in_a_folder(lm, tmp_path):
+    folder = tmp_path / "run"
+    run(*arguments("sft", lm, folder))
+    result = CliRunner().invoke(app, ["lm", "train", *arguments("sft", lm, folder)])
+    assert result.exit_code == 2 and "already holds a run" in result.stderr
+    shutil.rmtree(folder / "checkpoints")
+    result = CliRunner().invoke(app, ["lm", "train", "--resume", str(folder)])
+    assert result.exit_code == 2 and "no whole checkpoint" in result.stderr

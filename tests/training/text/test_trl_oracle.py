@@ -1,0 +1,131 @@
+"""Our losses through TRL's trainers against TRL's own, on the same batches."""
+
+import inspect
+
+import pytest
+import torch
+
+trl = pytest.importorskip("trl")
+
+from imgrl.anchor import Constant  # noqa: E402
+from imgrl.objectives.text import DFT, GRPO, SFT  # noqa: E402
+from imgrl.training.text.anchored import AnchorFiles  # noqa: E402
+from imgrl.training.text.models import load_model  # noqa: E402
+from imgrl.training.text.online import OnlineTrainer  # noqa: E402
+from imgrl.training.text.supervised import SupervisedTrainer  # noqa: E402
+
+
+def built(kind, args, lm, data, **more):
+    from datasets import Dataset
+
+    from imgrl.recipe_text import TextModel
+
+    torch.manual_seed(0)
+    model, tokenizer = load_model(TextModel(path=str(lm)))
+    return kind(
+        model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(data), **more
+    )
+
+
+ROWS = [
+    {"prompt": "add 12+34:", "completion": "2+4+0=6; 1+3+0=4; answer 46"},
+    {"prompt": "mod 7 3+5*4:", "completion": "3+5=1; answer 4"},
+]
+
+
+@pytest.mark.parametrize(("objective", "loss_type"), [(SFT(), "nll"), (DFT(), "dft")], ids=["sft", "dft"])
+@pytest.mark.parametrize("total", [None, 50], ids=["own tokens", "global tokens"])
+def test_supervised_losses_are_trls(objective, loss_type, total, lm, tmp_path):
+    def args(**more):
+        return trl.SFTConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            completion_only_loss=True,
+            report_to=[],
+            bf16=False,
+            **more,
+        )
+
+    theirs = built(trl.SFTTrainer, args(loss_type=loss_type), lm, ROWS)
+    ours = built(SupervisedTrainer, args(), lm, ROWS, objective=objective, scale=Constant(value=1.0))
+    losses, gradients = [], []
+    for trainer in (theirs, ours):
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        loss = trainer.compute_loss(
+            trainer.model, dict(batch), num_items_in_batch=total and torch.tensor(total)
+        )
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({n: p.grad for n, p in trainer.model.named_parameters()})
+    torch.testing.assert_close(losses[1], losses[0])
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("reduction", "loss_type"), [("sequence_mean", "grpo"), ("token", "dapo")])
+def test_the_online_loss_is_trls(reduction, loss_type, lm, tmp_path):
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to=[],
+        bf16=False,
+        loss_type=loss_type,
+        beta=0.0,
+        epsilon=0.2,
+        num_generations=2,
+        per_device_train_batch_size=4,
+        max_completion_length=6,
+    )
+    data = [{"prompt": row["prompt"]} for row in ROWS]
+    reward = {"reward_funcs": [lambda completions, **_: [float(len(text)) for text in completions]]}
+    theirs = built(trl.GRPOTrainer, args, lm, data, **reward)
+    ours = built(
+        OnlineTrainer,
+        args,
+        lm,
+        data,
+        objective=GRPO(reduction=reduction),
+        scale=Constant(value=1.0),
+        **reward,
+    )
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "prompt_ids": torch.randint(3, 40, (4, 5), generator=generator),
+        "prompt_mask": torch.ones(4, 5, dtype=torch.long),
+        "completion_ids": torch.randint(3, 40, (4, 6), generator=generator),
+        "completion_mask": (torch.arange(6) < torch.tensor([6, 3, 1, 4])[:, None]).long(),
+        "advantages": torch.tensor([1.0, -1.0, 0.5, -0.5]),
+        "num_items_in_batch": torch.tensor(14),
+    }
+    old = torch.randn(4, 6, generator=generator) * 0.3 - 3.5
+    losses, gradients = [], []
+    for trainer, key in ((theirs, "old_per_token_logps"), (ours, "old")):
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        loss = trainer._compute_loss(trainer.model, {**inputs, key: old})
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append({n: p.grad for n, p in trainer.model.named_parameters()})
+    torch.testing.assert_close(losses[1], losses[0])
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-4, atol=1e-7)
+
+
+def test_what_we_override_in_trl_still_exists_with_the_arguments_we_know():
+    """An upgrade of TRL that moves one of these must fail here, not in a run."""
+    known = {
+        (trl.GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
+        (trl.GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
+        (trl.GRPOTrainer, "_save_checkpoint"): ["self", "model", "trial"],
+        (trl.GRPOTrainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
+        (trl.SFTTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        (trl.SFTTrainer, "_save_checkpoint"): ["self", "model", "trial"],
+        (trl.SFTTrainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
+        (trl.SFTTrainer, "create_scheduler"): ["self", "num_training_steps", "optimizer"],
+    }
+    for (kind, name), arguments in known.items():
+        assert list(inspect.signature(getattr(kind, name)).parameters) == arguments, f"{kind.__name__}.{name}"
+    for kind in (OnlineTrainer, SupervisedTrainer):
+        assert kind.__mro__[1] is AnchorFiles  # ours before TRL's, or anchors would not be saved
