@@ -70,7 +70,7 @@ def model_path(name: str | Path) -> Path | str:
     """Return a model's folder: as given if it is one, else the bundled one, else the name (a hub's)."""
     if Path(name).is_dir():
         return Path(name)
-    root = resource_root("assets")
-    if "/" not in str(name) and (root / name / "model_index.json").is_file():
-        return root / name
+    folder = resource_root("assets") / name
+    if "/" not in str(name) and any((folder / file).is_file() for file in ("model_index.json", "config.json")):
+        return folder
     return name

@@ -56,3 +56,7 @@ def test_a_model_is_a_folder_a_bundled_name_or_a_hub_name(package, tmp_path, mon
     (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
     assert str(resources.model_path("tiny")) == "tiny"  # a folder here comes first
+
+
+def test_the_bundled_language_model_is_found_by_its_name():
+    assert resources.model_path("tiny-lm") == resources.asset("tiny-lm")

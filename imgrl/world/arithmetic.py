@@ -206,7 +206,7 @@ def draw(
         ValueError: for a split, task or level that does not exist.
     """
     _check(split, tasks, levels)
-    task, level = tasks[rng.integers(len(tasks))], levels[rng.integers(len(levels))]
+    task, level = tasks[int(rng.integers(len(tasks)))], levels[int(rng.integers(len(levels)))]
     while is_held_out(text := _random_prompt(rng, task, level)) != (split == "heldout"):
         pass
     return read(text)
@@ -229,7 +229,7 @@ def problems(
     """
     _check(split, tasks, levels)
     rng = np.random.default_rng([seed, split == "heldout"])
-    kinds = [(task, level) for level in levels for task in tasks]
+    kinds: list[tuple[Task, int]] = [(task, level) for level in levels for task in tasks]
     found: dict[str, Problem] = {}
     repeats = 0
     while len(found) < count:
