@@ -1,11 +1,12 @@
-"""What a language objective's loss costs: seconds and peak memory of forward and backward, against TRL's.
+"""What a language objective's loss costs: CPU seconds and peak memory of forward and backward, against TRL's.
 
     python scripts/bench_text.py                                   # [8, 512, 32k] on a CPU, a few minutes
     python scripts/bench_text.py --small --only hidden             # a quick look at some rows
     python scripts/bench_text.py --json assets/benchmarks/text-losses.json
 
 Every row runs in a process of its own: it makes its inputs, notes the memory it holds, runs the loss and its gradient
-once to warm up and then ``--repeats`` times, and reports the fastest and the peak beyond the inputs. The gradient
+once to warm up and then ``--repeats`` times, and reports the fewest CPU seconds (what other
+processes take meanwhile does not count) and the peak beyond the inputs. The gradient
 of the logits, or of hidden states and output matrix, is part of that peak. From hidden states the product with the
 output matrix is part of the cost. A ratio compares with the row of TRL on the same inputs that ``versus`` names.
 
@@ -32,7 +33,7 @@ from bench_text_rows import ROWS, SMALL, Inputs, Row, Size
 
 
 def measure(row: Row, size: Size, repeats: int) -> dict[str, float]:
-    """Fastest seconds, and peak MiB beyond the inputs, in this process."""
+    """Fewest CPU seconds, and peak MiB beyond the inputs, in this process."""
     import trl.kernels
     import trl.trainer.distillation_trainer
     import trl.trainer.utils  # noqa: F401  before the inputs, so that no import counts as the loss's memory
@@ -41,9 +42,9 @@ def measure(row: Row, size: Size, repeats: int) -> dict[str, float]:
     before = resident()
     seconds: list[float] = []
     for _ in range(1 + repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         torch.autograd.grad(row.loss(inputs), inputs.leaves)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     held = sum(leaf.numel() * leaf.element_size() for leaf in inputs.leaves) / 2**20
     return {"seconds": min(seconds[1:]), "peak_mib": peak - before, "gradient_mib": held}
@@ -78,7 +79,7 @@ def report(results: dict[str, dict[str, float]], size: Size) -> None:
     from rich.table import Table
 
     title = f"forward and backward, [{size.n}, {size.t}, {size.v}] float32, width {size.h} from hidden states"
-    table = Table("loss", "seconds", "peak MiB", "versus", "time ratio", "memory ratio", title=title)
+    table = Table("loss", "CPU seconds", "peak MiB", "versus", "time ratio", "memory ratio", title=title)
     for name, cost in results.items():
         versus = ROWS[name].versus or ""
         ratios = [f"{cost[key]:.2f}" for key in ("time_ratio", "memory_ratio") if key in cost] or ["", ""]

@@ -81,6 +81,7 @@ def ours(objective: Any, source: str) -> Callable[[Inputs], Tensor]:
                 want=want,
                 mask=inputs.mask,
                 anchor_hidden=inputs.anchor_hidden,
+                anchor_weight=inputs.weight.detach(),
             )
         if "anchor" in objective.needs:  # stored log-probabilities: nothing to compute
             values["anchor"] = torch.full_like(inputs.mask, -10.0)

@@ -2,7 +2,7 @@
 
 A chunk of positions at a time is brought to float32, reduced to a number per position and dropped; the backward
 pass computes the chunk again. What remains is the logits, which the caller made, and their gradient; from hidden
-states not even those are ever whole. Peak memory beyond them does not grow with the vocabulary.
+states not even those are ever whole: memory then grows with the vocabulary by the output matrix alone.
 
 Shapes: ``n`` sequences, ``t`` positions, ``v`` vocabulary, ``h`` width. ``logits[i, j]`` must already predict
 ``ids[i, j]``. Rather than cut the last position off the logits (autograd then pads their gradient with a copy), move
@@ -46,15 +46,13 @@ def token_statistics(
         mask: positions with 0 are not computed: their values are 0 and have no gradient.
         anchor_logits: needed for the two KLs; never receive a gradient.
         temperature: divides the logits of both.
-        chunk: positions computed at a time; None takes what suits the device. It has no influence
-            on the result.
+        chunk: positions computed at a time, without influence on the result; None takes what suits the device.
 
     Raises:
         ValueError: an unknown name, a KL without an anchor, shapes that differ, or a token outside the vocabulary.
     """
     if anchor_logits is not None:
         require_same_shape(logits=logits, anchor_logits=anchor_logits)
-
     names, chunks = plan(want, anchor_logits is not None, ids, mask, logits.shape[-1], temperature, chunk)
     anchor = None if anchor_logits is None else partial(pick, anchor_logits, None, None)
     formula = formula_of(names, ids, anchor, temperature)
@@ -78,13 +76,20 @@ def head_statistics(
     """``token_statistics`` of ``hidden @ weight.T + bias``, whose logits exist a chunk at a time.
 
     For models whose logits are exactly that product; those that cap or scale it need ``token_statistics``. Without
-    ``anchor_weight`` the anchor shares the policy's ``weight`` and ``bias``, held constant (an adapter that leaves the
-    output matrix alone).
+    ``anchor_weight`` the anchor uses the policy's ``weight`` and ``bias``, which must not be trained then (an adapter
+    that leaves the output matrix alone): an anchor that moves with the policy would not hold it.
+
+    Raises:
+        ValueError: as ``token_statistics``, or a trained output matrix stands in for the anchor's.
     """
     if anchor_weight is None:
+        if anchor_hidden is not None and weight.requires_grad:
+            raise ValueError(
+                "Expected anchor_weight beside anchor_hidden, since the policy's output matrix is trained; "
+                "pass the frozen model's matrix."
+            )
         anchor_weight, anchor_bias = weight, bias
     head, offset = head_in_use(anchor_weight, anchor_bias)
-
     names, chunks = plan(want, anchor_hidden is not None, ids, mask, len(weight), temperature, chunk)
     anchor = None if anchor_hidden is None else partial(pick, anchor_hidden, head, offset)
     formula = formula_of(names, ids, anchor, temperature)

@@ -139,19 +139,20 @@ def test_from_hidden_states_values_and_all_gradients_are_those_of_the_product(sh
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    hidden, weight, bias = (x.requires_grad_() for x in (draw(2, 5, 4), draw(11, 4), draw(11)))
+    hidden, weight, bias = draw(2, 5, 4).requires_grad_(), draw(11, 4), draw(11)
+    trained = (hidden,) if shared else (hidden, weight.requires_grad_(), bias.requires_grad_())
     anchor_hidden, anchor_weight, anchor_bias = draw(2, 5, 4 if shared else 6), draw(11, 6), draw(11)
     ids = torch.randint(11, (2, 5), generator=generator)
     heads = {} if shared else {"anchor_weight": anchor_weight, "anchor_bias": anchor_bias}
     values = head_statistics(
         hidden, weight, ids, want=EVERYTHING, bias=bias, anchor_hidden=anchor_hidden, chunk=3, **heads
     )
-    w, b = (weight.detach(), bias.detach()) if shared else (anchor_weight, anchor_bias)
+    w, b = (weight, bias) if shared else (anchor_weight, anchor_bias)
     expected = plain(hidden @ weight.T + bias, anchor_hidden @ w.T + b, ids)
     for name in EVERYTHING:
         torch.testing.assert_close(values[name], expected[name], rtol=1e-9, atol=1e-11)
-    mine = torch.autograd.grad(scalar(values), (hidden, weight, bias))
-    theirs = torch.autograd.grad(scalar(expected), (hidden, weight, bias))
+    mine = torch.autograd.grad(scalar(values), trained)
+    theirs = torch.autograd.grad(scalar(expected), trained)
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
@@ -160,6 +161,13 @@ def test_a_frozen_output_matrix_costs_no_gradient_and_hidden_states_still_get_th
     hidden = torch.randn(1, 3, 4, requires_grad=True)
     value = head_statistics(hidden, torch.randn(7, 4), torch.zeros(1, 3, dtype=torch.long), want=["log_prob"])
     assert torch.autograd.grad(value["log_prob"].sum(), hidden)[0].any()
+
+
+def test_a_trained_output_matrix_cannot_be_the_anchors_as_well():
+    hidden, ids = torch.randn(1, 3, 4), torch.zeros(1, 3, dtype=torch.long)
+    weight = torch.randn(7, 4, requires_grad=True)
+    with pytest.raises(ValueError, match="anchor_weight"):
+        head_statistics(hidden, weight, ids, want=["forward_kl"], anchor_hidden=hidden)
 
 
 def test_under_autocast_the_product_rounds_as_a_linear_layers_and_the_anchors_does_too():
@@ -175,6 +183,8 @@ def test_under_autocast_the_product_rounds_as_a_linear_layers_and_the_anchors_do
             want=["log_prob", "forward_kl"],
             bias=layer.bias,
             anchor_hidden=hidden.detach(),
+            anchor_weight=layer.weight.detach(),
+            anchor_bias=layer.bias.detach(),
         )
     assert values["log_prob"].dtype == torch.float32
     torch.testing.assert_close(values["log_prob"], expected, rtol=0, atol=1e-6)
