@@ -2,19 +2,28 @@
 
 from typing import Any
 
+from imgrl.objectives.text.adpo import ADPO as ADPO
+from imgrl.objectives.text.adpo_losses import adpo_loss as adpo_loss
+from imgrl.objectives.text.adpo_losses import pairwise_loss as pairwise_loss
+from imgrl.objectives.text.adpo_losses import step_damping as step_damping
+from imgrl.objectives.text.adpo_losses import target_loss as target_loss
+from imgrl.objectives.text.adpo_targets import Target as Target
 from imgrl.objectives.text.asft import ASFT as ASFT
 from imgrl.objectives.text.asft import SFTKL as SFTKL
 from imgrl.objectives.text.base import TextBatch as TextBatch
 from imgrl.objectives.text.base import TextLoss as TextLoss
 from imgrl.objectives.text.base import TextObjective as TextObjective
 from imgrl.objectives.text.base import reduce as reduce
+from imgrl.objectives.text.dpo import DPO as DPO
 from imgrl.objectives.text.f_sft import FSFT as FSFT
 from imgrl.objectives.text.f_sft import f_sft_loss as f_sft_loss
 from imgrl.objectives.text.f_sft import logits_as_q_loss as logits_as_q_loss
 from imgrl.objectives.text.grpo import GRPO as GRPO
+from imgrl.objectives.text.kde import kde_scores as kde_scores
 from imgrl.objectives.text.metadistill import MetaDistill as MetaDistill
 from imgrl.objectives.text.metadistill import meta_distill_loss as meta_distill_loss
 from imgrl.objectives.text.metadistill import meta_target as meta_target
+from imgrl.objectives.text.plackett_luce import plackett_luce_loss as plackett_luce_loss
 from imgrl.objectives.text.remix import ReMix as ReMix
 from imgrl.objectives.text.sft import DFT as DFT
 from imgrl.objectives.text.sft import SFT as SFT
@@ -45,5 +54,7 @@ TEXT_OBJECTIVES: dict[str, type[Any]] = {
         TTRL,
         SPINE,
         MetaDistill,
+        ADPO,
+        DPO,
     )
 }
