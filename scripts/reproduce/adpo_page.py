@@ -144,8 +144,8 @@ TEMPLATE = """# ADPO (arXiv 2510.18913)
 {seeds} seeds, one CPU core, {minutes:.1f} minutes of processor time. ± is the half-width of a 95 % interval over seeds
 (Student's t); differences are paired by seed.
 
-**Bandits.** Contexts in 8 dimensions, 8 arms, a random smooth reward standardised over arms. 256 contexts have one fixed
-set of corrupted rewards: Gaussian noise with 5, 15 or 30 % outliers; contexts shifted by 1, 2 or 3 standard
+**Bandits.** Contexts in 8 dimensions, 8 arms, a random smooth reward standardised over arms. 256 contexts have one
+fixed set of corrupted rewards: Gaussian noise with 5, 15 or 30 % outliers; contexts shifted by 1, 2 or 3 standard
 deviations; 10, 20 or 35 % of lists negated; Cauchy noise of scale 0.1, 0.3 or 1. The policy, a network with one
 hidden layer, starts from a reference trained for 30 steps on clean rewards and learns for 300 steps of 32 lists
 (AdamW, 5e-3; published is 5e-4). *Shared*: temperature 1 (beta 1 for DPO), reward temperature 0.5 for all. *Tuned*:

@@ -191,7 +191,8 @@ def anchor_verdicts(runs: Mapping[str, Any], seeds: int) -> list[tuple[str, str,
             "reproduced" if both else "only the return" if better else "not reproduced",
             f"Of {len(names)} anchors and temperatures, {len(better)} have a higher return than plain distillation "
             f"({text(kd[:, 0])}, KL {text(kd[:, 1])}), {len(closer)} a lower KL to the noiseless teacher, "
-            f"{len(both)} both. Sharpening alone, no anchor and temperature 4, has return {text(sharp[:, 0])} at KL {text(sharp[:, 1])}.",
+            f"{len(both)} both. "
+            f"Sharpening alone (no anchor, temperature 4): return {text(sharp[:, 0])}, KL {text(sharp[:, 1])}.",
         )
     ]
     parts, sure = [], []
