@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from imgrl.objectives.text import ASFT, DFT, FSFT, GRPO, SFT, SFTKL, SPINE, TRRD, TTRL, ReMix
+from imgrl.objectives.text import ADPO, ASFT, DFT, FSFT, GRPO, SFT, SFTKL, SPINE, TRRD, TTRL, ReMix
 from imgrl.policies.lora import LoraSpec
 from imgrl.recipe import (
     Checkpoint,
@@ -35,7 +35,7 @@ __all__ = [
     "TextRun",
 ]
 
-AnyTextObjective = SFT | DFT | ASFT | SFTKL | FSFT | GRPO | TRRD | ReMix | TTRL | SPINE
+AnyTextObjective = SFT | DFT | ASFT | SFTKL | FSFT | GRPO | ADPO | TRRD | ReMix | TTRL | SPINE
 
 
 @dataclass(frozen=True, kw_only=True)

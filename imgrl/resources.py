@@ -71,6 +71,8 @@ def model_path(name: str | Path) -> Path | str:
     if Path(name).is_dir():
         return Path(name)
     folder = resource_root("assets") / name
-    if "/" not in str(name) and any((folder / file).is_file() for file in ("model_index.json", "config.json")):
+    if "/" not in str(name) and any(
+        (folder / file).is_file() for file in ("model_index.json", "config.json")
+    ):
         return folder
     return name

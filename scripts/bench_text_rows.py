@@ -85,7 +85,8 @@ def ours(objective: Any, source: str) -> Callable[[Inputs], Tensor]:
             )
         if "anchor" in objective.needs:  # stored log-probabilities: nothing to compute
             values["anchor"] = torch.full_like(inputs.mask, -10.0)
-        result = objective.loss(TextBatch(mask=inputs.mask, **values)).loss
+        fields: dict[str, Any] = values
+        result = objective.loss(TextBatch(mask=inputs.mask, **fields)).loss
         return result.mean() if result.ndim == 1 else reduce(result, inputs.mask, how=objective.reduction)
 
     return loss

@@ -68,6 +68,11 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
         raise ConfigError(
             f"{objective.name} asks a teacher: set model.teacher to a model with the same tokenizer"
         )
+    if objective.name == "adpo" and micro != total // processes:
+        raise ConfigError(
+            "batch.micro must be left out for adpo, which compares whole groups in one forward pass, got "
+            f"{batch.micro}; lower batch.groups instead"
+        )
     passes = getattr(objective, "passes", 1)
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("run.steps", recipe.run.steps)):
         if every % passes:

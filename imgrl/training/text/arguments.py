@@ -53,7 +53,7 @@ def peft_config(model: TextModel) -> Any:
     targets = model.lora.targets
     return LoraConfig(
         r=model.lora.rank,
-        lora_alpha=model.lora.alpha,
+        lora_alpha=model.lora.alpha,  # type: ignore[arg-type]  # peft takes any number
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )

@@ -23,7 +23,7 @@ _KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "adva
 
 
 class OnlineTrainer(AnchorFiles, GRPOTrainer):
-    """GRPO, TRRD, ReMix, TTRL and SPINE on TRL's rollouts, rewards and advantages."""
+    """GRPO, ADPO, TRRD, ReMix, TTRL and SPINE on TRL's rollouts, rewards and advantages."""
 
     def __init__(
         self, *args: Any, objective: TextObjective, teacher: nn.Module | None = None, **kwargs: Any
@@ -31,6 +31,9 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.objective, self.teacher = objective, teacher
         self.reincarnated = False
+        tokenizer: Any = self.processing_class
+        settings: Any = self.args
+        self.padding, self.group_size = float(tokenizer.pad_token_id), int(settings.num_generations)
         policy: Any = self.model
         if {"reverse_kl", "forward_kl", "anchor"} & objective.needs:
             self.anchors["base"] = Snapshot(policy)
@@ -45,16 +48,18 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's rollout, then what the objective wants to know of it before the first update."""
         self._begin_block()
-        ages = self._ages(len(inputs) // self.num_generations)
-        size = self.num_generations
+        size = self.group_size
+        ages = self._ages(len(inputs) // size)
         fresh = [row for i, row in enumerate(inputs) if ages[i // size] == 0]
-        output = super()._generate_and_score_completions(fresh)
+        output: dict[str, Any] = super()._generate_and_score_completions(fresh)
         rows = _rows(output)
         output["old"] = self._log_probs(self.model, rows)
         if self.teacher is not None:
             output["teacher"] = self._log_probs(self.teacher, rows)
         if self.history is not None:
             output = self._mixed(output, ages)
+        count = len(output["advantages"])  # TRL shuffles rows, so each must know its group
+        output["group"] = torch.arange(count, device=output["advantages"].device) // size
         if "current" in self.objective.needs:
             output["current"] = self._log_probs(self.model, _rows(output))
         return output
@@ -97,7 +102,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def _mixed(self, output: dict[str, Any], ages: list[int]) -> dict[str, Any]:
         """The fresh groups, which are kept for later steps, and older ones in place of those not generated."""
         assert self.history is not None
-        size = self.num_generations
+        size = self.group_size
         kept = {key: output[key] for key in _KEPT if key in output}
         count = len(output["advantages"]) // size
         fresh: list[Group] = [
@@ -109,13 +114,14 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         self.history.add(fresh)
         if not replayed:
             return output
-        pad = float(self._tokenizer.pad_token_id)
+        pad = self.padding
         both = pad_alike(
             [*fresh, *({k: t.to(self.accelerator.device) for k, t in g.items()} for g in replayed)],
             {"prompt_ids": pad, "completion_ids": pad},
         )
         tokens = both["completion_mask"].sum()
-        return both | {"num_items_in_batch": self.accelerator.gather(tokens).sum()}
+        everywhere: Any = self.accelerator.gather(tokens)
+        return both | {"num_items_in_batch": everywhere.sum()}
 
     # ----------------------------------------------------------------- loss
 
@@ -139,12 +145,16 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         batch = TextBatch(
             mask=rows.mask.to(torch.float32),
             advantage=inputs["advantages"][kept],
+            reward=inputs["advantages"][kept],
+            group=inputs["group"][kept] if "group" in inputs else None,
             step=self.state.global_step,
             **fields,
             **stored,
         )
         out = self.objective.loss(batch)
         note(self._metrics["train"], out.metrics, batch.mask)
+        if out.loss.ndim == 1:
+            return out.loss.mean() / self.current_gradient_accumulation_steps
         if self.objective.reduction == "token":
             total = inputs["num_items_in_batch"] / self.accelerator.num_processes
             return reduce(out.loss, batch.mask, how="token", denominator=total)
