@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from imgrl.cli import (
     check,
+    diagnose,
     doctor,
     evaluate,
     export,
@@ -103,6 +104,7 @@ app.add_typer(lm.app, name="lm")
 app.command("rewards")(rewards.rewards)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
 app.command("score")(score.score)
+app.command("diagnose")(diagnose.diagnose)
 app.command("doctor")(doctor.doctor)
 app.command("verify-resume")(verify_resume.verify_resume)
 

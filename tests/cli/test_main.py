@@ -16,6 +16,7 @@ COMMANDS = (
     "rewards",
     "score",
     "serve-rewards",
+    "diagnose",
     "doctor",
     "verify-resume",
 )

@@ -1,0 +1,162 @@
+"""A checkpoint against its trained versions: which tensors belong together, and every matrix measured in turn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+
+from imgrl.analysis.figures import Layer, Settings
+from imgrl.analysis.measure import measure
+from imgrl.analysis.weights import Matrix, Weights, open_weights
+from imgrl.errors import ConfigError, ModelError
+
+__all__ = ["Pairing", "compare", "pair"]
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Tensors of a base and of its trained versions, matched by name."""
+
+    base: Weights
+    tuned: tuple[Weights, ...]
+    names: tuple[str, ...]
+    """Tensors to be measured, in natural order: floating-point, in all checkpoints, and not the base's very own."""
+    untouched: int
+    """Parameters that every version shares with the base because its LoRA leaves them alone."""
+    notes: tuple[str, ...]
+    """What was left out or converted, a sentence each."""
+
+    @property
+    def parameters(self) -> int:
+        """Entries to be measured."""
+        return sum(self.base[name].parameters for name in self.names)
+
+
+def pair(base: Path, tuned: Sequence[Path], pattern: str | None = None) -> Pairing:
+    """Open a base and its trained versions and match their tensors, before any is read.
+
+    Args:
+        base: see :func:`imgrl.analysis.weights.open_weights`.
+        tuned: the same, or LoRAs trained on the base.
+        pattern: only tensors whose name fits, ``*`` standing for anything; without a ``*``, those that contain it.
+
+    Raises:
+        ModelError: if one cannot be opened or they do not belong together.
+        ConfigError: if no tensor fits the pattern.
+    """
+    before = open_weights(base)
+    after = tuple(open_weights(path, before) for path in tuned)
+    notes: list[str] = []
+    common = [name for name in before if all(name in weights for weights in after)]
+    for path, weights in zip(tuned, after, strict=True):
+        _check_shapes(before, weights, base, path)
+        notes += _missing(before, weights, base, path)
+    names = [name for name in common if _is_float(before[name])]
+    if not any(before[name].side > 1 for name in names):
+        raise ModelError(
+            f"{base} and {', '.join(map(str, tuned))} have no matrix in common (the first has {_some(before)}; the "
+            f"second {_some(after[0])}): give two versions of one model"
+        )
+    names = [name for name in names if pattern is None or _fits(name, pattern)]
+    if not names:
+        raise ConfigError(f"--layers {pattern!r} fits no common tensor: names are such as {_some(before)}")
+    touched = [name for name in names if any(weights[name] is not before[name] for weights in after)]
+    return Pairing(
+        base=before,
+        tuned=after,
+        names=tuple(sorted(touched, key=_natural)),
+        untouched=sum(before[name].parameters for name in names) - sum(before[n].parameters for n in touched),
+        notes=(*notes, *_precisions(before, after, touched, tuned)),
+    )
+
+
+def compare(
+    pairing: Pairing, settings: Settings, progress: Callable[[str, int], None] | None = None
+) -> Iterator[Layer]:
+    """Measure one tensor after the other.
+
+    Args:
+        pairing: from :func:`pair`.
+        settings: what is measured.
+        progress: told the name and the number of entries of each tensor that is done.
+    """
+    for name in pairing.names:
+        layer = measure(pairing.base[name], [weights[name] for weights in pairing.tuned], settings)
+        if progress is not None:
+            progress(name, layer.parameters)
+        yield layer
+
+
+def _check_shapes(before: Weights, after: Weights, base: Path, path: Path) -> None:
+    wrong = [name for name in before if name in after and before[name].original != after[name].original]
+    if wrong:
+        listed = "; ".join(
+            f"{name} is {list(before[name].original)} and {list(after[name].original)}"
+            for name in wrong[:_SHOWN]
+        )
+        more = "; …" if wrong[_SHOWN:] else ""
+        raise ModelError(
+            f"{base} and {path} differ in the shape of {len(wrong)} tensors ({listed}{more}): "
+            "give two versions of one model"
+        )
+    mixed = [name for name in before if name in after and _is_float(before[name]) != _is_float(after[name])]
+    if mixed:
+        raise ModelError(
+            f"{base} and {path} store {len(mixed)} tensors in kinds of numbers that cannot be compared, such as "
+            f"{mixed[0]} (one is quantised or whole numbers): save both in bfloat16 or float32"
+        )
+
+
+def _missing(before: Weights, after: Weights, base: Path, path: Path) -> list[str]:
+    notes = []
+    for one, other, name in ((before, after, base), (after, before, path)):
+        alone = [key for key in one if key not in other]
+        if alone:
+            notes.append(f"{len(alone)} tensors are in {name} only and are left out, such as {alone[0]}")
+    return notes
+
+
+def _precisions(
+    before: Weights, after: Sequence[Weights], names: Sequence[str], tuned: Sequence[Path]
+) -> list[str]:
+    notes = []
+    for path, weights in zip(tuned, after, strict=True):
+        differ = [
+            name
+            for name in names
+            if weights[name].dtype != before[name].dtype and weights[name].merged_onto is None
+        ]
+        if differ:
+            one, other = (_name(w[differ[0]].dtype) for w in (before, weights))
+            notes.append(
+                f"{path} stores {len(differ)} tensors in {other} where BASE has {one}; both are rounded to bfloat16"
+            )
+    return notes
+
+
+def _is_float(matrix: Matrix) -> bool:
+    return matrix.dtype != torch.int8
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) if "*" in pattern else pattern in name
+
+
+def _some(weights: Weights) -> str:
+    return ", ".join(list(weights)[:2]) or "no tensors"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Layer 10 after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,253 @@
+"""All figures of one matrix before and after training, read in a handful of passes over its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from imgrl.analysis.figures import Agreement, Change, Layer, MaskOverlap, Settings
+from imgrl.analysis.nulls import matched_jaccard, noise_rates, overlap
+from imgrl.analysis.spectrum import Spectrum, angles, decompose, drift, principal_rows
+from imgrl.analysis.update import LEVELS, Threshold, bins_of_levels, changed, levels, low_level, stored
+from imgrl.analysis.weights import Matrix, blocks
+from imgrl.errors import ModelError
+
+__all__ = ["measure"]
+
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def measure(base: Matrix, tuned: Sequence[Matrix], settings: Settings) -> Layer:
+    """Measure a matrix and its trained versions, all of one shape.
+
+    A vector (side 1) has no spectrum and no masks: only its changed entries are counted.
+
+    Raises:
+        ModelError: if a weight is not finite.
+    """
+    layer = Layer(
+        name=base.name,
+        shape=base.original,
+        dtype=_short(base),
+        parameters=base.parameters,
+        changes=[Change() for _ in tuned],
+    )
+    counts = _first_pass(base, tuned, layer)
+    if base.side > 1 and any(change.changed or change.relative for change in layer.changes):
+        top = _spectra(base, tuned, layer, settings)
+        _last_pass(base, tuned, layer, settings, counts, top)
+    return layer
+
+
+def _first_pass(base: Matrix, tuned: Sequence[Matrix], layer: Layer) -> Tensor:
+    """Count levels and changes, add up norms; returns weights a level."""
+    counts = torch.zeros(LEVELS, dtype=torch.int64)
+    rows = [torch.zeros(base.shape[0]) for _ in tuned]
+    columns = [torch.zeros(base.shape[1]) for _ in tuned]
+    squares, norms = [0.0] * len(tuned), [0.0] * len(tuned)
+    together = torch.zeros(len(tuned) + 1, dtype=torch.int64)
+    for a, b in blocks(base.shape):
+        before = base.rows(a, b)
+        counts += torch.bincount(levels(before).flatten(), minlength=LEVELS)
+        times = torch.zeros(before.shape, dtype=torch.int16)
+        for i, matrix in enumerate(tuned):
+            after = matrix.rows(a, b)
+            one, other = _comparable(base, matrix, before, after)
+            squares[i] += float((other - one).square().sum(dtype=torch.float64))
+            norms[i] += float(one.square().sum(dtype=torch.float64))
+            mask = changed(before, after)
+            times += mask
+            rows[i][a:b] = mask.sum(1)
+            columns[i] += mask.sum(0)
+        together += torch.bincount(times.flatten(), minlength=len(together))
+    layer.consensus = together.tolist()
+    for i, (matrix, change) in enumerate(zip(tuned, layer.changes, strict=True)):
+        if not (torch.isfinite(torch.tensor([squares[i], norms[i]])).all()):
+            raise ModelError(f"{matrix.name} holds weights that are not finite: such a checkpoint is broken")
+        change.changed = int(rows[i].double().sum())
+        change.relative = (squares[i] / norms[i]) ** 0.5 if norms[i] > 0 else None
+        change.rows = _quantiles(rows[i] / base.shape[1])
+        change.columns = _quantiles(columns[i] / base.shape[0])
+    return counts
+
+
+def _spectra(base: Matrix, tuned: Sequence[Matrix], layer: Layer, settings: Settings) -> Spectrum:
+    """Drift and rotation of every version; returns the base's leading part."""
+    options = {"exact": settings.exact, "seed": settings.seed}
+    known: dict[bool, Spectrum] = {}
+
+    def of_base(rounded: bool) -> Spectrum:
+        if rounded not in known:
+            known[rounded] = decompose(_rounded(base) if rounded else base, max(settings.k), **options)
+        return known[rounded]
+
+    for matrix, change in zip(tuned, layer.changes, strict=True):
+        rounded = _differ(base, matrix)
+        before = of_base(rounded)
+        after = decompose(_rounded(matrix) if rounded else matrix, max(settings.k), **options)
+        norm = float(before.values.norm()) if before.exact else _norm(base, rounded)
+        change.drift, change.exact = drift(before, after, norm), before.exact and after.exact
+        for k in settings.k:
+            size = min(k, before.k, after.k)
+            change.angles[k] = {
+                side: torch.rad2deg(
+                    angles(getattr(before, side)[:, :size], getattr(after, side)[:, :size])
+                ).tolist()
+                for side in ("left", "right")
+            }
+    return of_base(False)
+
+
+def _last_pass(
+    base: Matrix,
+    tuned: Sequence[Matrix],
+    layer: Layer,
+    settings: Settings,
+    counts: Tensor,
+    top: Spectrum,
+) -> None:
+    """Overlaps with the masks of the base and of the runs with each other, by quantile of |W0|."""
+    bins, place = settings.bins, bins_of_levels(counts, settings.bins)
+    limits = {alpha: low_level(counts, alpha) for alpha in settings.alpha}
+    principal = {
+        (k, alpha): _principal_threshold(base, top.head(k), alpha)
+        for k in settings.k
+        for alpha in settings.alpha
+    }
+    masters = {
+        i: _update_threshold(base, matrix, layer.changes[i].changed)
+        for i, matrix in enumerate(tuned)
+        if _has_masters(base, matrix)
+    }
+    tally = _Tally(bins)
+    for a, b in blocks(base.shape):
+        before = base.rows(a, b)
+        level = levels(before).long().flatten()
+        tally.place = place[level]
+        tally.add("all", torch.ones_like(level, dtype=torch.bool))
+        updates: dict[tuple[str, int], Tensor] = {}
+        for i, matrix in enumerate(tuned):
+            after = matrix.rows(a, b)
+            updates["stored", i] = changed(before, after).flatten()
+            if i in masters:
+                updates["master", i] = (after.float() - before.float()).abs_().flatten() >= masters[i]
+        masks: dict[tuple[str, int, float], Tensor] = {}
+        for (k, alpha), limit in principal.items():
+            large = principal_rows(top.head(k), a, b).flatten() >= limit
+            low = level <= limits[alpha]
+            masks["principal", k, alpha] = large
+            masks["low", k, alpha] = low
+            masks["principal_not_low", k, alpha] = large & ~low
+        for which, mask in {**masks, **updates}.items():
+            tally.add(which, mask)
+        for which, mask in masks.items():
+            for update, moved in updates.items():
+                tally.add((which, update), mask & moved)
+        for i, j in combinations(range(len(tuned)), 2):
+            tally.add((i, j), updates["stored", i] & updates["stored", j])
+    rates = [noise_rates(counts, place, bins, change.changed) for change in layer.changes]
+    _collect(tally, layer, list(masks), list(updates), rates)
+
+
+class _Tally:
+    """Counts by quantile of |W0|."""
+
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        self.place = torch.empty(0, dtype=torch.int64)
+        """Quantile of each weight of the block at hand."""
+        self.counts: dict[object, Tensor] = {}
+
+    def add(self, name: object, mask: Tensor) -> None:
+        found = torch.bincount(self.place[mask], minlength=self.bins)
+        self.counts[name] = self.counts.get(name, 0) + found
+
+    def __getitem__(self, name: object) -> Tensor:
+        return self.counts[name]
+
+
+def _collect(
+    tally: _Tally,
+    layer: Layer,
+    masks: list[tuple[str, int, float]],
+    updates: list[tuple[str, int]],
+    rates: list[Tensor],
+) -> None:
+    for weights, i in updates:
+        for mask, k, alpha in masks:
+            which, update = (mask, k, alpha), (weights, i)
+            # In float32 no rounding hides a step, so noise falls anywhere.
+            noise = rates[i] if weights == "stored" else torch.ones_like(rates[i])
+            value = overlap(tally["all"], tally[which], tally[update], tally[which, update], noise)
+            layer.changes[i].overlaps.append(
+                MaskOverlap(mask=mask, k=k, alpha=alpha, weights=weights, value=value)
+            )
+    for i, j in combinations(range(len(layer.changes)), 2):
+        one, other, shared = tally["stored", i], tally["stored", j], float(tally[i, j].sum())
+        matched, union = matched_jaccard(tally["all"], one, other)
+        layer.agreements.append(
+            Agreement(
+                runs=(i, j),
+                shared=shared,
+                union=float(one.sum() + other.sum()) - shared,
+                matched_shared=matched,
+                matched_union=union,
+            )
+        )
+
+
+def _principal_threshold(base: Matrix, top: Spectrum, alpha: float) -> float:
+    found = Threshold(_each(base, lambda a, b: principal_rows(top, a, b)))
+    return found.largest(round(alpha * base.parameters))
+
+
+def _update_threshold(base: Matrix, tuned: Matrix, count: int) -> float:
+    found = Threshold(_each(base, lambda a, b: (tuned.rows(a, b).float() - base.rows(a, b).float()).abs_()))
+    return found.largest(min(count, base.parameters // 2))  # where nearly all change, all is no choice
+
+
+def _each(base: Matrix, part: Callable[[int, int], Tensor]) -> Callable[[], Iterator[Tensor]]:
+    return lambda: (part(a, b) for a, b in blocks(base.shape))
+
+
+def _wide(matrix: Matrix) -> bool:
+    return matrix.dtype in (torch.float32, torch.float64)
+
+
+def _has_masters(base: Matrix, tuned: Matrix) -> bool:
+    return _wide(tuned) and (_wide(base) or tuned.merged_onto is base)
+
+
+def _differ(base: Matrix, tuned: Matrix) -> bool:
+    """Whether precisions differ, so that a difference would be of rounding: then both are rounded to bfloat16."""
+    return base.dtype != tuned.dtype and not _has_masters(base, tuned)
+
+
+def _comparable(base: Matrix, tuned: Matrix, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    if _differ(base, tuned):
+        before, after = stored(before), stored(after)
+    return before.float(), after.float()
+
+
+def _rounded(matrix: Matrix) -> Matrix:
+    return replace(matrix, dtype=torch.bfloat16, rows=lambda a, b: stored(matrix.rows(a, b)))
+
+
+def _norm(matrix: Matrix, rounded: bool) -> float:
+    source = _rounded(matrix) if rounded else matrix
+    parts = (source.rows(a, b).float().square().sum(dtype=torch.float64) for a, b in blocks(source.shape))
+    return float(sum(parts)) ** 0.5
+
+
+def _quantiles(rates: Tensor) -> list[float]:
+    # torch.quantile refuses more than 16 million values.
+    order = rates.sort().values
+    return [round(float(order[round(q * (len(order) - 1))]), 6) for q in _QUANTILES]
+
+
+def _short(matrix: Matrix) -> str:
+    return str(matrix.dtype).removeprefix("torch.")

@@ -1,0 +1,194 @@
+"""Singular values and leading subspaces of matrices that are read a few rows at a time; drift and rotation.
+
+Everything is done on the Gram matrix of the shorter side (exact) or on a Krylov basis of it (randomised), so that no
+second copy of a matrix is ever made. Sums run in float64: an eigenvalue of the Gram matrix then gives a singular value
+to about 1e-8 of the largest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imgrl.analysis.weights import BLOCK, Matrix, blocks
+
+__all__ = ["EXACT_SIDE", "Spectrum", "angles", "decompose", "drift", "principal_rows"]
+
+EXACT_SIDE = 768
+"""Up to this shorter side the whole spectrum is cheap, and taken unless told otherwise."""
+_OVERSAMPLING = 16
+_DEPTH = 4  # multiplications by the Gram matrix
+_ROWS = 1 << 14  # of singular vectors in float64 at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """Leading part of a singular value decomposition."""
+
+    values: Tensor
+    """Singular values, descending, float64: all of them if exact, else the leading k."""
+    left: Tensor
+    """Left singular vectors [rows, k], float32."""
+    right: Tensor
+    """Right singular vectors [columns, k], float32."""
+    exact: bool
+    """Whether the whole spectrum was computed."""
+
+    @property
+    def k(self) -> int:
+        """Leading directions kept: as asked for, but no more than the numerical rank."""
+        return self.left.shape[1]
+
+    def head(self, k: int) -> Spectrum:
+        """The same with at most k directions."""
+        return Spectrum(values=self.values, left=self.left[:, :k], right=self.right[:, :k], exact=self.exact)
+
+
+def decompose(matrix: Matrix, k: int, *, exact: bool | None = None, seed: int = 0) -> Spectrum:
+    """Leading k singular triplets, and all singular values where they are exact.
+
+    Args:
+        matrix: of any shape; it is read several times.
+        k: directions, clipped to the numerical rank.
+        exact: the whole spectrum from the Gram matrix (True), or block Krylov iteration from a seeded random start
+            (False; Musco & Musco, 1504.05477), which resolves directions only as far as singular values differ; None
+            decides by size.
+        seed: of the random start. Two matrices compared with each other must have the same one.
+    """
+    width = _DEPTH * (k + _OVERSAMPLING)
+    if exact is None:
+        exact = matrix.side <= EXACT_SIDE
+    if exact or width >= matrix.side:
+        values, basis = torch.linalg.eigh(_gram(matrix))
+        values = values.flip(0).clamp_min(0).sqrt()
+        basis = basis.flip(1)
+        exact = True
+    else:
+        values, basis = _krylov(matrix, k + _OVERSAMPLING, seed)
+        values = values[:k]
+    k = min(k, int((values > max(matrix.shape) * torch.finfo(torch.float32).eps * values[0]).sum()))
+    short = (basis[:, :k] / values[:k]).contiguous()
+    wide = exact and matrix.shape[0] < matrix.shape[1]
+    other = _unit(_times_transposed(matrix, short) if wide else _times(matrix, short))
+    short = basis[:, :k].float().contiguous()
+    left, right = (short, other) if wide else (other, short)
+    return Spectrum(values=values, left=left, right=right, exact=exact)
+
+
+def drift(before: Spectrum, after: Spectrum, norm: float) -> float | None:
+    """Normalised spectral shift ||sigma(W1) - sigma(W0)|| / ||sigma(W0)|| (2511.08567, section 4).
+
+    Over all singular values where both are exact; else over the leading ones, a lower estimate.
+
+    Args:
+        before: spectrum of W0.
+        after: spectrum of W1.
+        norm: Frobenius norm of W0, which is ||sigma(W0)||.
+
+    Returns:
+        None for a matrix of zeros.
+    """
+    n = min(len(before.values), len(after.values))
+    return float((after.values[:n] - before.values[:n]).norm()) / norm if norm > 0 else None
+
+
+def angles(one: Tensor, other: Tensor) -> Tensor:
+    """Principal angles in radians between two subspaces of equal dimension, ascending.
+
+    cos theta_i are the singular values of one^T other. Angles below 45 degrees are taken from the sine instead, which
+    does not lose their digits (Björck & Golub 1973).
+
+    Args:
+        one: orthonormal columns [d, k].
+        other: orthonormal columns [d, k].
+
+    Returns:
+        [k], float64.
+    """
+    k = one.shape[1]
+    inner = torch.zeros(k, k, dtype=torch.float64)
+    for u, v in zip(one.split(_ROWS), other.split(_ROWS), strict=True):
+        inner.addmm_(u.double().T, v.double())
+    rest = torch.zeros(k, k, dtype=torch.float64)
+    for u, v in zip(one.split(_ROWS), other.split(_ROWS), strict=True):
+        outside = v.double() - u.double() @ inner
+        rest.addmm_(outside.T, outside)
+    cosines = torch.linalg.svdvals(inner).clamp(0, 1)
+    sines = torch.linalg.eigvalsh(rest).clamp(0, 1).sqrt()
+    return torch.where(cosines > 0.5**0.5, torch.asin(sines), torch.acos(cosines))
+
+
+def principal_rows(spectrum: Spectrum, start: int, stop: int) -> Tensor:
+    """|W^(k)|: magnitudes of the rank-k reconstruction in some rows [stop - start, columns], float32."""
+    scaled = spectrum.left[start:stop] * spectrum.values[: spectrum.k].float()
+    return (scaled @ spectrum.right.T).abs_()
+
+
+def _gram(matrix: Matrix) -> Tensor:
+    """W^T W or W W^T, whichever is smaller, [side, side] in float64."""
+    gram = torch.zeros(matrix.side, matrix.side, dtype=torch.float64)
+    if matrix.shape[0] >= matrix.shape[1]:
+        for a, b in blocks(matrix.shape):
+            part = matrix.rows(a, b).double()
+            gram.addmm_(part.T, part)
+        return gram
+    # Columns are gathered from rows: a wide matrix is read once for each group of columns.
+    for c, d in blocks((matrix.shape[1], matrix.shape[0]), 4 * BLOCK):
+        part = torch.empty(matrix.shape[0], d - c, dtype=torch.float64)
+        for a, b in blocks(matrix.shape):
+            part[a:b] = matrix.rows(a, b)[:, c:d]
+        gram.addmm_(part, part.T)
+    return gram
+
+
+def _krylov(matrix: Matrix, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Ritz values and vectors of W^T W on the span of several of its powers times a random start."""
+    generator = torch.Generator().manual_seed(seed)
+    block = _orthonormal(torch.randn(matrix.shape[1], width, generator=generator)).float()
+    basis: list[Tensor] = []
+    for _ in range(_DEPTH):
+        product = torch.zeros(matrix.shape[1], width)
+        for a, b in blocks(matrix.shape):
+            part = matrix.rows(a, b).float()
+            product.addmm_(part.T, part @ block)
+        block = _orthonormal(product).float()
+        basis.append(block)
+    span = _orthonormal(torch.cat(basis, 1)).float()
+    small = torch.zeros(span.shape[1], span.shape[1], dtype=torch.float64)
+    for a, b in blocks(matrix.shape):
+        image = (matrix.rows(a, b).float() @ span).double()
+        small.addmm_(image.T, image)
+    values, vectors = torch.linalg.eigh(small)
+    leading = vectors.flip(1)[:, :width]
+    return values.flip(0)[:width].clamp_min(0).sqrt(), span.double() @ leading
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    return torch.linalg.qr(columns.double())[0]
+
+
+def _unit(columns: Tensor) -> Tensor:
+    """Remove rounding from columns [d, k] that are orthonormal but for it, in place; a QR would flip signs."""
+    gram = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64)
+    for part in columns.split(_ROWS):
+        gram.addmm_(part.double().T, part.double())
+    root = torch.linalg.cholesky(gram)
+    for part in columns.split(_ROWS):
+        part.copy_(torch.linalg.solve_triangular(root, part.double().T, upper=False).T)
+    return columns
+
+
+def _times(matrix: Matrix, vectors: Tensor) -> Tensor:
+    product = torch.empty(matrix.shape[0], vectors.shape[1])
+    for a, b in blocks(matrix.shape):
+        product[a:b] = matrix.rows(a, b).double() @ vectors
+    return product
+
+
+def _times_transposed(matrix: Matrix, vectors: Tensor) -> Tensor:
+    product = torch.zeros(matrix.shape[1], vectors.shape[1], dtype=torch.float64)
+    for a, b in blocks(matrix.shape):
+        product.addmm_(matrix.rows(a, b).double().T, vectors[a:b])
+    return product.float()

@@ -1,0 +1,194 @@
+"""``imgrl diagnose``: what training changed in the weights, beside what rounding alone would have changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from imgrl.cli.common import check_writable, interactive, screen
+from imgrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from imgrl.analysis import Layer, Pairing, Settings
+
+__all__ = ["diagnose"]
+
+_MOST_RUNS = 8
+_SHOWN = 40
+_NULLS = ("density", "matched", "noise")
+
+
+def diagnose(
+    base: Annotated[
+        str, typer.Argument(help="The model before: a safetensors file, a model folder, or a bundled model.")
+    ],
+    tuned: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TUNED [MORE]...",
+            help="The same after training, or LoRAs trained on it; several are compared.",
+        ),
+    ],
+    k: Annotated[
+        str, typer.Option(help="Principal directions, several as 32,64,128; clipped to each matrix's rank.")
+    ] = "64",
+    alpha: Annotated[
+        str, typer.Option(help="Fraction of the weights in a mask, several as .1,.3,.5.")
+    ] = "0.3",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Whole spectra of large matrices too, instead of leading parts.")
+    ] = False,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Only tensors such as '*.attn.*', or containing 'to_q'."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the randomised decomposition.")] = 0,
+    out: Annotated[Path | None, typer.Option("--json", help="JSON file for every figure.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Page with plots that opens offline.")] = None,
+) -> None:
+    """Compare checkpoints: sparsity, spectral drift, rotation, and which weights moved, beside their nulls."""
+    if len(tuned) > _MOST_RUNS:
+        raise ConfigError(
+            f"at most {_MOST_RUNS} trained checkpoints are compared at once, but {len(tuned)} were given"
+        )
+    for file, option in ((out, "--json"), (html, "--html")):
+        if file is not None:
+            check_writable(file, option)
+    if html is not None:
+        _need_plots()
+    from imgrl.analysis import Settings, document, pair
+
+    settings = Settings(
+        k=tuple(int(part) for part in _numbers(k, "--k", whole=True)),
+        alpha=tuple(_numbers(alpha, "--alpha", whole=False)),
+        exact=True if exact else None,
+        seed=seed,
+    )
+    pairing = pair(_path(base), [_path(name) for name in tuned], layers)
+    report = document(pairing, _measure(pairing, settings), settings, base=base, tuned=tuned)
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if html is not None:
+        from imgrl.analysis.page import page
+
+        html.write_text(page(report), encoding="utf-8")
+    _print(report)
+
+
+def _need_plots() -> None:
+    """Say that matplotlib is missing before minutes of work."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise ConfigError(
+            "--html draws plots with matplotlib: pip install 'imgrl[plots]', or leave out --html"
+        )
+
+
+def _numbers(text: str, option: str, *, whole: bool) -> list[float]:
+    try:
+        return [int(part) if whole else float(part) for part in text.split(",")]
+    except ValueError:
+        kind = "whole numbers such as 32,64" if whole else "fractions such as .1,.3"
+        raise ConfigError(f"{option} must be {kind}, but {text!r} was given") from None
+
+
+def _path(name: str) -> Path:
+    from imgrl.resources import model_path
+
+    return Path(model_path(name))
+
+
+def _measure(pairing: Pairing, settings: Settings) -> list[Layer]:
+    """Measure every tensor under a progress bar that counts weights."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from imgrl.analysis import compare
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen(stderr=True), transient=True, disable=not interactive()) as bar:
+        task = bar.add_task("reading", total=max(1, pairing.parameters))
+
+        def moved(name: str, parameters: int) -> None:
+            bar.update(task, advance=parameters, description=name[-48:])
+
+        return list(compare(pairing, settings, moved))
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = screen()
+    for note in report["notes"]:
+        screen(stderr=True).print(note, markup=False)
+    for i, name in enumerate(report["tuned"]):
+        console.print(_layer_table(report, i, name))
+        if len(_matrices(report)) > _SHOWN:
+            console.print(
+                f"… {len(_matrices(report)) - _SHOWN} more matrices are in --json and --html", markup=False
+            )
+        _print_totals(console, report["totals"][i])
+    for row in report["agreement"]:
+        one, other = (run + 1 for run in row["runs"])
+        console.print(
+            f"runs {one} and {other}: Jaccard {_n(row['jaccard'])} of the changed weights, by chance "
+            f"{_n(row['bernoulli_null'])}, given |W| {_n(row['matched_null'])}",
+            markup=False,
+        )
+    console.print(report["explanation"], markup=False, style="dim")
+
+
+def _matrices(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [layer for layer in report["layers"] if len(layer["shape"]) > 1]
+
+
+def _layer_table(report: dict[str, Any], run: int, name: str) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{report['base']} → {name}"), title_justify="left")
+    table.add_column("matrix")
+    for column in (
+        "sparsity",
+        "update",
+        "drift",
+        "angle°",
+        "principal",
+        "/density",
+        "/matched",
+        "low",
+        "/density",
+        "/noise",
+    ):
+        table.add_column(column, justify="right")
+    for layer in _matrices(report)[:_SHOWN]:
+        figures = layer["runs"][run]
+        found = {o["mask"]: o for o in reversed(figures["overlaps"]) if o["weights"] == "stored"}
+        principal, low = found.get("principal", {}), found.get("low", {})
+        drift = _n(figures["drift"]) if figures["drift_is_exact"] else f"≥{_n(figures['drift'])}"
+        cells = [_n(figures["sparsity"]), _n(figures["relative_update"]), drift, _n(figures["largest_angle"])]
+        cells += [_n(principal.get(key)) for key in ("observed", "over_density", "over_matched")]
+        cells += [_n(low.get(key)) for key in ("observed", "over_density", "over_noise")]
+        table.add_row(Text(layer["name"]), *cells)
+    return table
+
+
+def _print_totals(console: Any, total: dict[str, Any]) -> None:
+    console.print(
+        f"sparsity {_n(total['sparsity'])} of {total['parameters']:,} parameters ({_n(total['sparsity_of_matrices'])} "
+        f"of {total['matrices']} measured matrices), mean relative update {_n(total['relative_update'])}, "
+        f"drift {_n(total['drift'])}, largest angle {_n(total['largest_angle'])}°",
+        markup=False,
+    )
+    for o in total["overlaps"]:
+        nulls = ", ".join(f"{name} {_n(o[f'{name}_null'])} (x{_n(o[f'over_{name}'])})" for name in _NULLS)
+        console.print(
+            f"  {o['mask']} mask, {o['weights']} weights, k {o['k']}, alpha {o['alpha']:g}: {_n(o['observed'])} of "
+            f"the update; nulls: {nulls}",
+            markup=False,
+        )
+
+
+def _n(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
