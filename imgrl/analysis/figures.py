@@ -25,8 +25,10 @@ class Settings:
     """The whole spectrum always (True), never (False), or of small matrices (None)."""
     bins: int = 100
     """Quantiles of |W| of the magnitude-matched null."""
+    control: bool = True
+    """Whether drift and angles are also measured of Gaussian noise of the update's size."""
     seed: int = 0
-    """Of the randomised decomposition."""
+    """Of the randomised decomposition and of that noise."""
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -62,6 +64,10 @@ class Change:
     """Whether the drift is over all singular values rather than a lower estimate from the leading ones."""
     angles: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     """Principal angles in degrees, ascending, by k and side ("left" outputs, "right" inputs)."""
+    noise_drift: float | None = None
+    """Drift under Gaussian noise of the same Frobenius norm."""
+    noise_angle: float | None = None
+    """Its largest principal angle in degrees, at the first k."""
     overlaps: list[MaskOverlap] = field(default_factory=list)
     rows: list[float] = field(default_factory=list)
     """Fraction changed in a row: quantiles 0, 5, 25, 50, 75, 95, 100 % over the rows."""

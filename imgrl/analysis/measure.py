@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imgrl.analysis.figures import Agreement, Change, Layer, MaskOverlap, Settings
 from imgrl.analysis.nulls import matched_jaccard, noise_rates, overlap
-from imgrl.analysis.spectrum import Spectrum, angles, decompose, drift, principal_rows
+from imgrl.analysis.spectrum import Spectrum, angles, decompose, drift, principal_rows, with_noise
 from imgrl.analysis.update import LEVELS, Threshold, bins_of_levels, changed, levels, low_level, stored
 from imgrl.analysis.weights import Matrix, blocks
 from imgrl.errors import ModelError
@@ -87,19 +87,26 @@ def _spectra(base: Matrix, tuned: Sequence[Matrix], layer: Layer, settings: Sett
 
     for matrix, change in zip(tuned, layer.changes, strict=True):
         rounded = _differ(base, matrix)
-        before = of_base(rounded)
+        before, start = of_base(rounded), _rounded(base) if rounded else base
         after = decompose(_rounded(matrix) if rounded else matrix, max(settings.k), **options)
-        norm = float(before.values.norm()) if before.exact else _norm(base, rounded)
+        norm = float(before.values.norm()) if before.exact else _norm(start)
         change.drift, change.exact = drift(before, after, norm), before.exact and after.exact
-        for k in settings.k:
-            size = min(k, before.k, after.k)
-            change.angles[k] = {
-                side: torch.rad2deg(
-                    angles(getattr(before, side)[:, :size], getattr(after, side)[:, :size])
-                ).tolist()
-                for side in ("left", "right")
-            }
+        change.angles = {k: _angles(before, after, k) for k in settings.k}
+        if settings.control and change.relative:
+            noisy = decompose(
+                with_noise(start, change.relative * norm, settings.seed), max(settings.k), **options
+            )
+            change.noise_drift = drift(before, noisy, norm)
+            turned = _angles(before, noisy, settings.k[0])
+            change.noise_angle = max((a for side in turned.values() for a in side), default=None)
     return of_base(False)
+
+
+def _angles(before: Spectrum, after: Spectrum, k: int) -> dict[str, list[float]]:
+    k = min(k, before.k, after.k)
+    left = angles(before.left[:, :k], after.left[:, :k])
+    right = angles(before.right[:, :k], after.right[:, :k])
+    return {"left": torch.rad2deg(left).tolist(), "right": torch.rad2deg(right).tolist()}
 
 
 def _last_pass(
@@ -237,9 +244,8 @@ def _rounded(matrix: Matrix) -> Matrix:
     return replace(matrix, dtype=torch.bfloat16, rows=lambda a, b: stored(matrix.rows(a, b)))
 
 
-def _norm(matrix: Matrix, rounded: bool) -> float:
-    source = _rounded(matrix) if rounded else matrix
-    parts = (source.rows(a, b).float().square().sum(dtype=torch.float64) for a, b in blocks(source.shape))
+def _norm(matrix: Matrix) -> float:
+    parts = (matrix.rows(a, b).float().square().sum(dtype=torch.float64) for a, b in blocks(matrix.shape))
     return float(sum(parts)) ** 0.5
 
 

@@ -26,7 +26,9 @@ _TOTALS = {
     "relative_update": "relative update (mean)",
     "drift": "spectral drift (mean)",
     "drift_over_update": "drift / relative update (mean)",
+    "noise_drift": "drift of noise of equal size (mean)",
     "largest_angle": "largest angle, degrees (mean)",
+    "noise_angle": "largest angle under that noise (mean)",
 }
 _OVERLAP = (
     "observed",
@@ -131,7 +133,7 @@ def _row(layer: dict[str, Any], i: int) -> list[Any]:
     run = layer["runs"][i]
     drift = short(run["drift"]) if run["drift_is_exact"] else f"≥ {short(run['drift'])}"
     row = [layer["name"], i + 1, "x".join(map(str, layer["shape"])), run["sparsity"], run["relative_update"]]
-    row += [drift, run["drift_over_update"], run["largest_angle"]]
+    row += [drift, run["noise_drift"], run["largest_angle"], run["noise_angle"]]
     for mask in ("principal", "low"):
         found = next((o for o in run["overlaps"] if o["mask"] == mask), {})
         row += [found.get(key) for key in ("observed", "over_density", "over_matched", "over_noise")]

@@ -32,8 +32,8 @@ def panels(report: dict[str, Any]) -> list[tuple[str, bytes]]:
         ("Share of the update on the principal mask, matrix by matrix", _principal),
         ("Share of the update on the low-magnitude mask", _low),
         ("Stored weights that did not change", _sparsity),
-        ("Spectral drift over its upper bound, the relative update", _drift),
-        ("Largest principal angle", _largest),
+        ("Spectral drift, beside that of Gaussian noise of the same size", _drift),
+        ("Largest principal angle, beside that of the same noise", _largest),
         ("All principal angles of the most rotated matrix", _angles),
         ("Agreement of runs: which weights changed", _agreement),
     ]
@@ -65,7 +65,8 @@ def _lines(axis: Any, report: dict[str, Any], series: Sequence[Sequence[float]],
     if not _matrices(report):
         return False
     for i, values in enumerate(series):
-        axis.plot(values, ".-", lw=0.8, ms=4, color=f"C{i}", label=_run(report, i))
+        label_i = "observed" if len(series) == 1 else _run(report, i)
+        axis.plot(values, ".-", lw=0.8, ms=4, color=f"C{i}", label=label_i)
     axis.set_xlabel("matrix, in the table's order")
     axis.set_ylabel(label)
     if len(series) > 1:
@@ -95,7 +96,7 @@ def _overlap(axis: Any, report: dict[str, Any], mask: str, nulls: dict[str, tupl
             axis.plot(values, style, lw=1.2, color=color, label=label if i == 0 else None)
     axis.set_xlabel("matrix, in the table's order")
     axis.set_ylabel("share of the update")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
     axis.legend(fontsize=7)
     return True
 
@@ -114,13 +115,20 @@ def _sparsity(axis: Any, report: dict[str, Any]) -> bool:
 
 
 def _drift(axis: Any, report: dict[str, Any]) -> bool:
-    return _lines(
-        axis, report, _series(report, lambda run: run["drift_over_update"]), "drift / relative update"
-    )
+    return _beside_noise(axis, report, "drift", "noise_drift", "drift")
 
 
 def _largest(axis: Any, report: dict[str, Any]) -> bool:
-    return _lines(axis, report, _series(report, lambda run: run["largest_angle"]), "degrees")
+    return _beside_noise(axis, report, "largest_angle", "noise_angle", "degrees")
+
+
+def _beside_noise(axis: Any, report: dict[str, Any], key: str, noise: str, label: str) -> bool:
+    if not _lines(axis, report, _series(report, lambda run: run[key]), label):
+        return False
+    for i, values in enumerate(_series(report, lambda run: run[noise])):
+        axis.plot(values, "--", lw=1, color=f"C{i}", label="noise of equal size" if i == 0 else None)
+    axis.legend(fontsize=7)
+    return True
 
 
 def _angles(axis: Any, report: dict[str, Any]) -> bool:

@@ -17,7 +17,8 @@ EXPLANATION = (
     "Weights are compared as bfloat16 stores them. over_density = observed / density baseline, over_matched = "
     "observed / magnitude-matched null, over_noise = observed / rounded Gaussian noise that changes as many weights. "
     "For the low mask the matched null equals the observation by construction, so read over_noise there. A ratio "
-    "near 1 says that rounding and the sizes of the weights explain what is seen."
+    "near 1 says that rounding and the sizes of the weights explain what is seen. noise_drift and noise_angle are "
+    "those of Gaussian noise of the update's size."
 )
 
 
@@ -61,7 +62,9 @@ def _total(pairing: Pairing, layers: Sequence[Layer], run: int) -> dict[str, Any
         "relative_update": _mean([change.relative for change in changes]),
         "drift": _mean([change.drift for change in changes]),
         "drift_over_update": _mean([_share(change) for change in changes]),
+        "noise_drift": _mean([change.noise_drift for change in changes]),
         "largest_angle": _mean([_largest(change) for change in changes]),
+        "noise_angle": _mean([change.noise_angle for change in changes]),
         "overlaps": _pooled([overlap for change in changes for overlap in change.overlaps]),
     }
 
@@ -97,7 +100,9 @@ def _change(layer: Layer, change: Change) -> dict[str, Any]:
         "drift": change.drift,
         "drift_is_exact": change.exact,
         "drift_over_update": _share(change),
+        "noise_drift": change.noise_drift,
         "largest_angle": _largest(change),
+        "noise_angle": change.noise_angle,
         "angles": {
             str(k): {side: [round(angle, 5) for angle in found] for side, found in sides.items()}
             for k, sides in change.angles.items()

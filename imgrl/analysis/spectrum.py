@@ -7,19 +7,20 @@ to about 1e-8 of the largest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from imgrl.analysis.weights import BLOCK, Matrix, blocks
 
-__all__ = ["EXACT_SIDE", "Spectrum", "angles", "decompose", "drift", "principal_rows"]
+__all__ = ["EXACT_SIDE", "Spectrum", "angles", "decompose", "drift", "principal_rows", "with_noise"]
 
 EXACT_SIDE = 768
 """Up to this shorter side the whole spectrum is cheap, and taken unless told otherwise."""
 _OVERSAMPLING = 16
 _DEPTH = 4  # multiplications by the Gram matrix
+_SALT = 0x5EED_F00D  # a model initialised with seed 0 must not meet its own draw again as noise
 _ROWS = 1 << 14  # of singular vectors in float64 at once
 
 
@@ -124,6 +125,20 @@ def principal_rows(spectrum: Spectrum, start: int, stop: int) -> Tensor:
     """|W^(k)|: magnitudes of the rank-k reconstruction in some rows [stop - start, columns], float32."""
     scaled = spectrum.left[start:stop] * spectrum.values[: spectrum.k].float()
     return (scaled @ spectrum.right.T).abs_()
+
+
+def with_noise(matrix: Matrix, norm: float, seed: int) -> Matrix:
+    """The matrix plus Gaussian noise of about this Frobenius norm, the same on every reading by :func:`blocks`.
+
+    Drift and angles grow with the size of an update, so they are read beside those of noise of equal size.
+    """
+    size = norm / matrix.parameters**0.5
+
+    def rows(a: int, b: int) -> Tensor:
+        generator = torch.Generator().manual_seed(_SALT + seed * 1_000_003 + a)
+        return matrix.rows(a, b).float() + size * torch.randn(b - a, matrix.shape[1], generator=generator)
+
+    return replace(matrix, dtype=torch.float32, rows=rows)
 
 
 def _gram(matrix: Matrix) -> Tensor:

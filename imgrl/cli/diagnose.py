@@ -45,6 +45,10 @@ def diagnose(
         str | None,
         typer.Option(metavar="PATTERN", help="Only tensors such as '*.attn.*', or containing 'to_q'."),
     ] = None,
+    control: Annotated[
+        bool,
+        typer.Option(help="Also drift and angles of noise of the update's size; takes half as long again."),
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the randomised decomposition.")] = 0,
     out: Annotated[Path | None, typer.Option("--json", help="JSON file for every figure.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Page with plots that opens offline.")] = None,
@@ -65,6 +69,7 @@ def diagnose(
         k=tuple(int(part) for part in _numbers(k, "--k", whole=True)),
         alpha=tuple(_numbers(alpha, "--alpha", whole=False)),
         exact=True if exact else None,
+        control=control,
         seed=seed,
     )
     pairing = pair(_path(base), [_path(name) for name in tuned], layers)
@@ -178,7 +183,8 @@ def _print_totals(console: Any, total: dict[str, Any]) -> None:
     console.print(
         f"sparsity {_n(total['sparsity'])} of {total['parameters']:,} parameters ({_n(total['sparsity_of_matrices'])} "
         f"of {total['matrices']} measured matrices), mean relative update {_n(total['relative_update'])}, "
-        f"drift {_n(total['drift'])}, largest angle {_n(total['largest_angle'])}°",
+        f"drift {_n(total['drift'])} (noise of equal size {_n(total['noise_drift'])}), "
+        f"largest angle {_n(total['largest_angle'])}° ({_n(total['noise_angle'])}°)",
         markup=False,
     )
     for o in total["overlaps"]:
