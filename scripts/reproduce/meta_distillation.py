@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("assets/reproductions/meta-distillation"))
     parser.add_argument("--model", default="tiny-lm", help="of part 2: a bundled name or a folder")
-    parser.add_argument("--generations", type=int, default=6)
+    parser.add_argument("--generations", type=int, default=4)
     parser.add_argument("--only", choices=("simplex",), help="leave part 2 out")
     args = parser.parse_args()
     if args.seeds < 2:

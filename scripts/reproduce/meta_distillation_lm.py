@@ -21,7 +21,7 @@ from imgrl.resources import model_path
 from imgrl.world.arithmetic import problems, verify
 
 ARMS = {"free": 0.0, "anchored": 0.3}
-TEXTS, EPOCHS, BATCH, LEARNING_RATE, LONGEST = 192, 4, 32, 1e-3, 56
+TEXTS, EPOCHS, BATCH, LEARNING_RATE, LONGEST = 128, 3, 32, 3e-4, 56
 
 
 class Texts:
@@ -85,7 +85,7 @@ def judge(student: Any, base: Any, tokenizer: Any, fixed: Texts) -> dict[str, fl
     def mean(values: Tensor) -> float:
         return float(reduce(values, fixed.mask, how="token"))
 
-    asked = [problem.prompt for problem in problems(45, split="heldout", seed=7)]
+    asked = [problem.prompt for problem in problems(27, split="heldout", seed=7)]
     sampled = Texts(student, tokenizer, asked, each=4)
     right = [verify(asked[i // 4], text) for i, text in enumerate(sampled.texts)]
     different = [len(set(sampled.texts[i : i + 4])) / 4 for i in range(0, len(sampled.texts), 4)]
@@ -116,7 +116,7 @@ def generations(name: str, *, seed: int, count: int) -> dict[str, list[dict[str,
     for arm, strength in ARMS.items():
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        fixed = Texts(base, tokenizer, [p.prompt for p in problems(90, split="heldout", seed=1)])
+        fixed = Texts(base, tokenizer, [p.prompt for p in problems(48, split="heldout", seed=1)])
         student = copy.deepcopy(base)
         out[arm] = [judge(student, base, tokenizer, fixed)]
         for generation in range(count):
