@@ -159,13 +159,14 @@ def report(part1: list[Any], part2: list[Any]) -> str:
 
 
 def picture(file: Path, part1: list[Any], part2: list[Any]) -> None:
-    """Four panels: contraction, the direction that fails, sampling, and the language model."""
+    """Up to four panels: contraction, the direction that fails, sampling, and the language model."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(17, 3.6), layout="constrained")
+    panels = 4 if part2 else 3
+    figure, axes = plt.subplots(1, panels, figsize=(4.3 * panels, 3.6), layout="constrained")
     steps = np.arange(1, STEPS + 1)
     for operator in ("arithmetic", "geometric"):
         curve = np.max([row["recursion"][operator]["curve"] for row in part1], 0)
@@ -186,13 +187,12 @@ def picture(file: Path, part1: list[Any], part2: list[Any]) -> None:
     axes[2].plot(steps, 0.95**steps, "k--", label="$(1-1/n)^t$")
     axes[2].set(title="diversity left, 20 samples a generation", xlabel="generation", ylim=(0, 1.05))
     axes[2].legend(fontsize=8)
-    for arm, label in zip(ARMS, ("λ = 0", "λ = 0.3"), strict=True):
-        if part2:
+    if part2:
+        for arm, label in zip(ARMS, ("λ = 0", "λ = 0.3"), strict=True):
             rows = np.array([[point["kl_to_base"] for point in row[arm]] for row in part2])
             axes[3].plot(rows.mean(0), "o-", label=label)
             axes[3].fill_between(range(rows.shape[1]), rows.min(0), rows.max(0), alpha=0.2)
-    axes[3].set(title="tiny-lm: KL(base‖student), nats a token", xlabel="generation")
-    if part2:
+        axes[3].set(title="tiny-lm: KL(base‖student), nats a token", xlabel="generation")
         axes[3].legend()
     figure.savefig(file, dpi=80)
 
