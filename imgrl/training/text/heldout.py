@@ -75,12 +75,11 @@ class HeldOut:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.spec.seed)
             for start in range(0, len(texts), self.spec.batch):
-                part = self.tokenizer(
+                part = self.tokenizer(  # with the special tokens it adds by itself, as TRL tokenises prompts
                     texts[start : start + self.spec.batch],
                     return_tensors="pt",
                     padding=True,
                     padding_side="left",
-                    add_special_tokens=False,
                 ).to(device)
                 made = model.generate(
                     input_ids=part["input_ids"],
