@@ -6,7 +6,7 @@ The ratio compares the live policy with the one that wrote the tokens; the ancho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,11 @@ from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
 
-__all__ = ["GRPO", "KlEstimate", "check_clip", "clip_share", "online", "policy_kl"]
+__all__ = ["GRPO", "KlEstimate", "check_clip", "check_kl", "clip_share", "online", "policy_kl"]
 
-KlEstimate = Literal["k2", "k3", "exact"]
+KlEstimate = Literal["k1", "k2", "k3", "exact"]
 """How a KL to the anchor is trained on the policy's own tokens. ``exact`` and ``k2`` have the reverse KL's gradient,
-``k3`` (TRL's and the paper's) the forward KL's; ``k1`` would have none on average and is not offered."""
+``k3`` (TRL's and the paper's) the forward KL's; ``k1`` has none on average unless weighted by the ratio."""
 
 
 def check_clip(low: float, high: float) -> None:
@@ -32,14 +32,36 @@ def check_clip(low: float, high: float) -> None:
         )
 
 
-def policy_kl(batch: TextBatch, *, estimate: KlEstimate, name: str) -> Float[Tensor, " n t"]:
-    """KL(policy || anchor) by token, live, for the loss: exact over the vocabulary, or from the realised tokens."""
+def check_kl(weight: float, estimate: str, weighted: bool, reduction: str) -> None:
+    """Refuse an anchor that pushes or says nothing, and names that do not exist."""
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"Expected a finite kl_weight >= 0, got {weight}; 0 needs no reference.")
+    for field, value, kind in (("kl", estimate, KlEstimate), ("reduction", reduction, Reduction)):
+        if value not in get_args(kind):
+            raise ValueError(f"Unknown {field} {value!r}; choose one of {', '.join(get_args(kind))}.")
+    if estimate == "k1" and not weighted:
+        raise ValueError("Expected kl_weighted=True for kl='k1', whose gradient is else zero on average.")
+    if estimate == "exact" and weighted:
+        raise ValueError("Expected kl_weighted=False for kl='exact': there is no sampling to correct.")
+
+
+def policy_kl(
+    batch: TextBatch, *, estimate: KlEstimate, name: str, weighted: bool = False
+) -> Float[Tensor, " n t"]:
+    """KL(policy || anchor) by token, live, for the loss: exact over the vocabulary, or from the realised tokens.
+
+    ``weighted`` multiplies by the ratio to the policy that wrote the tokens. With its gradient, k1 and k3 then have the
+    reverse KL's value and gradient on tokens of any policy (k3: TRL's ``use_bias_correction_kl``, DeepSeek-V3.2, arXiv
+    2512.02556); k2, whose value is biased, takes the ratio as a constant.
+    """
     if estimate == "exact":
         return kept(require(batch, "reverse_kl", name), batch.mask)
-    anchor = kept(require(batch, "anchor", name), batch.mask)
-    return kept(
-        sampled_kl(kept(batch.log_prob, batch.mask) - anchor.detach(), estimator=estimate), batch.mask
-    )
+    live, anchor = kept(batch.log_prob, batch.mask), kept(require(batch, "anchor", name), batch.mask)
+    kl = sampled_kl(live - anchor.detach(), estimator=estimate)
+    if weighted:
+        ratio = (live - kept(require(batch, "old", name), batch.mask).detach()).exp()
+        kl = kl * (ratio.detach() if estimate == "k2" else ratio)
+    return kept(kl, batch.mask)
 
 
 def online(batch: TextBatch, name: str) -> tuple[Tensor, Tensor]:
@@ -90,18 +112,15 @@ class GRPO:
     """Strength of the KL to the frozen reference; 0 needs no reference."""
     kl: KlEstimate = "k3"
     """How that KL is computed."""
+    kl_weighted: bool = False
+    """Whether a sampled KL is weighted by the ratio, for tokens that another policy wrote."""
     reduction: Reduction = "sequence_mean"
     """``sequence_mean`` is the paper's; ``token`` counts every token alike."""
 
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
         check_clip(self.clip_low, self.clip_high)
-        if not 0 <= self.kl_weight < float("inf"):
-            raise ValueError(f"Expected a finite kl_weight >= 0, got {self.kl_weight}.")
-        if self.kl not in ("k2", "k3", "exact"):
-            raise ValueError(
-                f"Unknown kl {self.kl!r}; choose 'k2', 'k3' or 'exact' (k1 has no gradient on average)."
-            )
+        check_kl(self.kl_weight, self.kl, self.kl_weighted, self.reduction)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -122,7 +141,7 @@ class GRPO:
             "ratio_gap": kept((log_ratio.detach().exp() - 1).abs(), batch.mask),
         }
         if self.kl_weight > 0:
-            kl = policy_kl(batch, estimate=self.kl, name=self.name)
+            kl = policy_kl(batch, estimate=self.kl, name=self.name, weighted=self.kl_weighted)
             metrics["anchor_kl"] = kl.detach()
             loss = loss + self.kl_weight * kl
         return TextLoss(torch.where(batch.mask > 0, loss, torch.zeros_like(loss)), metrics)

@@ -19,7 +19,7 @@ from imgrl.anchor import Piecewise, Schedule, identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
-from imgrl.objectives.text.grpo import check_clip, clip_share, online
+from imgrl.objectives.text.grpo import check_clip, check_kl, clip_share, online
 
 __all__ = ["LAM", "ReMix", "draw_ages"]
 
@@ -81,11 +81,9 @@ class ReMix:
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
         check_clip(min(self.clip, 1.0), self.clip)
-        if not 0 <= self.kl_weight < float("inf") or not 0 <= self.entropy_weight < float("inf"):
-            raise ValueError(
-                f"Expected finite weights >= 0, got kl_weight={self.kl_weight} and "
-                f"entropy_weight={self.entropy_weight}."
-            )
+        check_kl(self.kl_weight, "exact", False, self.reduction)
+        if not 0 <= self.entropy_weight < float("inf"):
+            raise ValueError(f"Expected a finite entropy_weight >= 0, got {self.entropy_weight}; 0 is none.")
         if not 0 <= self.replay <= 1 or self.history < 1 or self.passes < 1:
             raise ValueError(
                 f"Expected replay in [0, 1], history >= 1 and passes >= 1, got {self.replay}, {self.history} and "

@@ -18,7 +18,7 @@ from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
 from imgrl.objectives.text.forking import Limits, entropy_band, fork_mask, limits_of
-from imgrl.objectives.text.grpo import check_clip, clip_share, online
+from imgrl.objectives.text.grpo import check_clip, check_kl, clip_share, online
 
 __all__ = ["SPINE", "TTRL"]
 
@@ -42,8 +42,7 @@ class TTRL:
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
         check_clip(min(self.clip, 1.0), self.clip)
-        if not 0 <= self.kl_weight < float("inf"):
-            raise ValueError(f"Expected a finite kl_weight >= 0, got {self.kl_weight}.")
+        check_kl(self.kl_weight, "exact", False, self.reduction)
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -18,7 +18,7 @@ from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
-from imgrl.objectives.text.grpo import KlEstimate, check_clip, clip_share, online, policy_kl
+from imgrl.objectives.text.grpo import KlEstimate, check_clip, check_kl, clip_share, online, policy_kl
 
 __all__ = ["TRRD", "trust_log_ratio"]
 
@@ -77,18 +77,19 @@ class TRRD:
     """Strength of a KL to the frozen reference."""
     kl: KlEstimate = "k3"
     """How that KL is computed."""
+    kl_weighted: bool = False
+    """Whether a sampled KL is weighted by the plain ratio to the old policy."""
     reduction: Reduction = "sequence_mean"
     """How tokens are averaged."""
 
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
         check_clip(self.clip_low, self.clip_high)
+        check_kl(self.kl_weight, self.kl, self.kl_weighted, self.reduction)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"Expected alpha in [0, 1], got {self.alpha}; 1 is GRPO, 0 the teacher alone.")
         if self.limit is not None and not self.limit > 0:
             raise ValueError(f"Expected limit > 0 nats, or none to clamp nothing, got {self.limit}.")
-        if not 0 <= self.kl_weight < float("inf"):
-            raise ValueError(f"Expected a finite kl_weight >= 0, got {self.kl_weight}.")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -136,7 +137,7 @@ class TRRD:
             "clipped_at_old": clip_share(log_ratio - plain, advantage, batch.mask, low=low, high=high),
         }
         if self.kl_weight > 0:
-            kl = policy_kl(batch, estimate=self.kl, name=self.name)
+            kl = policy_kl(batch, estimate=self.kl, name=self.name, weighted=self.kl_weighted)
             metrics["anchor_kl"] = kl.detach()
             loss = loss + self.kl_weight * kl
         return TextLoss(torch.where(batch.mask > 0, loss, torch.zeros_like(loss)), metrics)

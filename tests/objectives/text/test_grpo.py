@@ -8,13 +8,14 @@ from tokenwise import batch_of, chosen, drawn, gradient, moved
 
 from imgrl.anchor import categorical_kl, sampled_kl
 from imgrl.objectives.surrogate import clipped_surrogate
-from imgrl.objectives.text import GRPO, SPINE, TRRD, TTRL, ReMix, reduce
+from imgrl.objectives.text import GRPO, SPINE, TRRD, TTRL, ReMix, TextBatch, reduce
+from imgrl.objectives.text.grpo import check_kl, policy_kl
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 500), far=st.floats(0, 1.5))
 def test_the_loss_of_trls_trainer(seed, far):
-    """TRL's two clipped terms, its k3 and its masked averages, written out as its trainer computes them."""
+    """Clipped terms, k3 and masked averages as in ``GRPOTrainer._compute_loss`` of TRL 1.16, written out."""
     logits, ids, mask, advantage = drawn(seed)
     old, base = moved(logits, far), moved(logits, 0.5, 9)
     live, a = chosen(logits, ids), advantage[:, None]
@@ -31,37 +32,6 @@ def test_the_loss_of_trls_trainer(seed, far):
         torch.testing.assert_close(loss, expected)
         mine = torch.autograd.grad(loss, logits, retain_graph=True)[0]
         torch.testing.assert_close(mine, torch.autograd.grad(expected, logits, retain_graph=True)[0])
-
-
-# Which settings of which objective are the same update: GRPO's, PPO's, TTRL's.
-SAME = {
-    "trrd with alpha 1": TRRD(alpha=1.0, clip_high=0.2),
-    "remix without replay and anchor": ReMix(kl_weight=0.0, replay=0.0, passes=1, reduction="sequence_mean"),
-    "ttrl without anchor": TTRL(kl_weight=0.0, reduction="sequence_mean"),
-    "spine on all tokens without band and anchor": SPINE(
-        selection="all", band_low=0.0, band_high=0.0, kl_weight=0.0, reduction="sequence_mean"
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SAME)
-@pytest.mark.parametrize("far", [0.0, 0.6], ids=["first step", "later step"])
-def test_one_table_recovers_grpo(name, far):
-    logits, ids, mask, advantage = drawn(3)
-    old = moved(logits, far)
-    fresh = {"current": chosen(old, ids)}  # nothing replayed: the step began where the tokens were written
-    batch = batch_of(logits, ids, mask, advantage, old=old, **fresh)
-    torch.testing.assert_close(gradient(SAME[name], logits, batch), gradient(GRPO(), logits, batch))
-
-
-def test_remix_with_all_weight_on_the_base_is_ppo_with_its_kl():
-    logits, ids, mask, advantage = drawn(4)
-    old = moved(logits, 0.3)
-    batch = batch_of(logits, ids, mask, advantage, old=old, current=chosen(old, ids), step=50)
-    ours = gradient(ReMix(kl_weight=0.1, reduction="token"), logits, batch)
-    torch.testing.assert_close(
-        ours, gradient(GRPO(kl_weight=0.1, kl="exact", reduction="token"), logits, batch)
-    )
 
 
 def test_at_ratio_one_the_gradient_is_reinforces():
@@ -91,6 +61,34 @@ def test_what_the_gradients_of_kl_estimators_are():
     torch.testing.assert_close(expected("k1"), torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(expected("k2"), exact("reverse"))
     torch.testing.assert_close(expected("k3"), exact("forward"))
+    live = logits.log_softmax(-1)
+    in_reward = (
+        weights * (live - anchor.log_softmax(-1)).detach() * live
+    ).sum()  # REINFORCE with k1 as a cost
+    torch.testing.assert_close(torch.autograd.grad(in_reward, logits)[0], exact("reverse"))
+
+
+@pytest.mark.parametrize("estimate", ["k1", "k2", "k3"])
+def test_weighted_by_the_ratio_every_estimate_has_the_reverse_kls_gradient_on_old_tokens(estimate):
+    """By enumeration of what a behaviour policy may write; without the weight none has it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, dtype=torch.float64, generator=generator).requires_grad_()
+    behaviour, anchor = moved(logits, 1.0, 1).log_softmax(-1), moved(logits, 1.0, 2)
+    batch = TextBatch(
+        log_prob=logits.log_softmax(-1)[:, None],
+        mask=torch.ones(4, 1, dtype=torch.float64),
+        old=behaviour[:, None],
+        anchor=anchor.log_softmax(-1)[:, None],
+    )
+    exact = categorical_kl(logits, anchor)
+    truth = torch.autograd.grad(exact, logits, retain_graph=True)[0]
+    for weighted in (True, False):
+        by_token = policy_kl(batch, estimate=estimate, name="grpo", weighted=weighted)[:, 0]
+        mean = (behaviour.exp() * by_token).sum()
+        ours = torch.autograd.grad(mean, logits, retain_graph=True)[0]
+        assert torch.allclose(ours, truth) is weighted
+        if estimate != "k2":
+            assert torch.allclose(mean, exact) is weighted
 
 
 @pytest.mark.parametrize("objective", [GRPO(), TRRD(), ReMix(), TTRL(), SPINE()], ids=lambda o: o.name)
@@ -158,10 +156,14 @@ def test_a_centre_moves_the_interval_and_one_is_the_plain_surrogate():
     [
         (lambda: GRPO(clip_low=1.2), "clip_low <= 1"),
         (lambda: GRPO(kl_weight=-1.0), "kl_weight >= 0"),
+        (lambda: GRPO(kl="k1"), "kl_weighted=True"),
+        (lambda: GRPO(kl="exact", kl_weighted=True), "kl_weighted=False"),
         (lambda: TRRD(alpha=1.5), "alpha in"),
         (lambda: TRRD(limit=0.0), "limit > 0"),
+        (lambda: TRRD(kl_weight=float("nan")), "kl_weight >= 0"),
         (lambda: ReMix(replay=2.0), "replay in"),
         (lambda: ReMix(reincarnate_at=0), "reincarnate_at >= 1"),
+        (lambda: ReMix(entropy_weight=-0.1), "entropy_weight >= 0"),
         (lambda: TTRL(kl_weight=-1.0), "kl_weight >= 0"),
         (lambda: SPINE(band_low=-1.0), "band strengths"),
         (lambda: SPINE(frozen_limits=(2.0, 1.0)), "low <= high"),
@@ -170,3 +172,13 @@ def test_a_centre_moves_the_interval_and_one_is_the_plain_surrogate():
 def test_impossible_settings_are_refused(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("kind", [GRPO, TRRD, ReMix, TTRL, SPINE], ids=lambda kind: kind.name)
+def test_a_name_that_does_not_exist_is_refused_with_the_choices(kind):
+    with pytest.raises((ValueError, TypeError), match=r"reduction"):
+        kind(reduction="mean")
+    with pytest.raises(ValueError, match=r"k9.*k1, k2, k3, exact"):
+        check_kl(0.1, "k9", False, "token")
+    with pytest.raises(ValueError, match=r"mean.*token, sequence_mean, sequence_sum"):
+        check_kl(0.1, "k3", False, "mean")

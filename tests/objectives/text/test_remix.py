@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenwise import batch_of, chosen, drawn, gradient, moved
 
-from imgrl.anchor import Mixture, categorical_kl
+from imgrl.anchor import Frozen, Mixture, Switch, blend, categorical_kl
 from imgrl.objectives.text import GRPO, ReMix, TextBatch
 from imgrl.objectives.text.remix import LAM, draw_ages
 
@@ -101,6 +101,19 @@ def test_ages_of_replayed_groups():
         draw_ages(9, replay=0.5, available=[1], generator=torch.Generator().manual_seed(1)) for _ in "ab"
     ]
     assert again[0] == again[1]
+
+
+def test_right_after_reincarnation_the_renewed_base_pulls_nowhere():
+    logits, ids, mask, advantage = drawn(9)
+    objective = ReMix(kl_weight=1.0, reincarnate_at=50)
+    rule = Switch(phases=((0, Frozen()), (50, Frozen())))
+    base = moved(logits, 1.0)
+    for step, renewed in ((49, False), (50, True)):
+        blend([base], [logits.detach()], rule.decay(step))
+        batch = batch_of(logits, ids, mask, 0 * advantage, base=base, previous=logits.detach(), step=step)
+        kl = objective.loss(batch).metrics["anchor_kl"]
+        assert (kl.max() < 1e-12) == (gradient(objective, logits, batch).abs().max() < 1e-12) == renewed
+        assert objective.replays(step) != renewed
 
 
 def test_replay_ends_with_reincarnation():

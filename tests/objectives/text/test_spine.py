@@ -22,6 +22,16 @@ def test_otsu_separates_two_heaps_as_scikit_image_does(seed, share):
     assert ((values >= ours) == (values > theirs + 0.5 * np.ptp(values) / 100)).all()
 
 
+@settings(deadline=None)
+@given(seed=st.integers(0, 300), shape=st.sampled_from([0.5, 1.0, 3.0]), count=st.integers(5, 200))
+def test_otsu_chooses_scikit_images_class_on_skewed_entropies_too(seed, shape, count):
+    values = np.random.default_rng(seed).gamma(shape, 0.5, count)
+    ours = fork_mask(torch.tensor(values)[None], torch.ones(1, count, dtype=torch.float64))[0].bool()
+    counts, edges = np.histogram(values, bins=100)
+    theirs = threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2))
+    assert ours.tolist() == (values > theirs + 0.5 * np.ptp(values) / 100).tolist()
+
+
 def test_otsu_of_two_spikes_lies_between_them_and_equal_values_are_all_chosen():
     spikes = torch.tensor([0.1] * 5 + [2.0] * 3)
     assert 0.1 < otsu_threshold(spikes).item() < 2.0
@@ -56,6 +66,26 @@ def test_the_band_pulls_inwards_and_rests_inside():
     assert band.tolist() == [pytest.approx([0.05, 0.0, 0.2, 0.0])]
     band.sum().backward()
     assert entropy.grad.tolist() == [pytest.approx([-0.1, 0.0, 0.2, 0.0])]  # descent raises, rests, lowers
+
+
+def test_a_step_of_descent_on_the_band_raises_low_entropy_and_lowers_high_entropy():
+    """Through the logits, whose slope of the entropy is ``-p (log p + H)``."""
+    logits = torch.tensor([[[3.0, 0.0, 0.0], [0.3, 0.1, 0.0], [1.0, 0.0, -1.0]]], dtype=torch.float64)
+    logits.requires_grad_()
+
+    def entropy(x):
+        return -(x.softmax(-1) * x.log_softmax(-1)).sum(-1)
+
+    limits = Limits(*(torch.tensor([x], dtype=torch.float64) for x in (0.6, 0.9)))
+    before = entropy(logits)
+    assert before[0, 0] < 0.6 < before[0, 2] < 0.9 < before[0, 1]
+    band = entropy_band(before, torch.ones_like(before), limits, low=1.0, high=1.0)
+    slope = torch.autograd.grad(band.sum(), logits)[0]
+    p = logits.detach().softmax(-1)
+    by_hand = -p * (p.log() + before.detach()[..., None])
+    torch.testing.assert_close(slope, torch.tensor([-1.0, 1.0, 0.0])[:, None] * by_hand)
+    after = entropy((logits - 0.05 * slope).detach())
+    assert after[0, 0] > before[0, 0] and after[0, 1] < before[0, 1] and after[0, 2] == before[0, 2]
 
 
 def test_other_tokens_get_no_gradient_from_any_term():

@@ -60,6 +60,26 @@ def test_the_weight_of_a_token_before_the_first_step(teacher, advantage, weight)
     assert bool(out.metrics["clipped_at_old"].item()) == (weight == 0)
 
 
+def test_an_advantage_of_the_other_sign_is_clipped_on_the_other_side():
+    """Ratios well below, inside and well above [0.8, 1.28], made by the teacher alone."""
+    live = torch.full((1, 3), -1.0, dtype=torch.float64, requires_grad=True)
+    teacher = live.detach() + torch.tensor([[0.9, 0.0, -0.9]], dtype=torch.float64)
+    clipped = {}
+    for sign in (1.0, -1.0):
+        batch = TextBatch(
+            log_prob=live,
+            mask=torch.ones(1, 3, dtype=torch.float64),
+            old=live.detach(),
+            teacher=teacher,
+            advantage=torch.tensor([sign], dtype=torch.float64),
+        )
+        out = TRRD().loss(batch)
+        slope = torch.autograd.grad(out.loss.sum(), live)[0]
+        clipped[sign] = (slope == 0).tolist()[0]
+        assert out.metrics["clipped"].bool().tolist()[0] == clipped[sign]
+    assert clipped == {1.0: [False, False, True], -1.0: [True, False, False]}
+
+
 def test_where_the_clamp_holds_the_gradient_keeps_alphas_share_or_all_of_it():
     live = torch.tensor([[-1.0]], dtype=torch.float64)
     for through, slope in ((False, 0.3), (True, 1.0)):

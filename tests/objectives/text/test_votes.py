@@ -23,6 +23,17 @@ def test_nothing_parsed_decides_nothing():
     assert vote_rewards([None, None, None]) == [None, None, None]
 
 
+def test_a_rule_for_ties_that_does_not_exist_is_refused():
+    with pytest.raises((ValueError, TypeError), match="ties"):
+        majority(["1", "2"], ties="random")
+
+
+def test_one_parsed_answer_is_the_majority_of_itself_and_judges_the_others():
+    assert majority([None, "4", None]) == Vote("4", 1.0, False)
+    assert vote_rewards([None, "4", None]) == [0, 1, 0]
+    assert vote_rewards([None, "4", None], leave_one_out=True) == [0, None, 0]  # nobody left to judge it
+
+
 def test_leaving_oneself_out():
     assert vote_rewards(["a", "b", "b"], leave_one_out=True, ties="none") == [0, None, None]
     assert vote_rewards(["a", None], leave_one_out=True) == [None, 0]
