@@ -8,7 +8,9 @@ import pytest
 
 from imgrl.cli.common import split_arguments
 from imgrl.config import resolve
+from imgrl.config.text import resolve_text
 from imgrl.data import load_prompts
+from imgrl.objectives.overview import overview_markdown
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -19,7 +21,10 @@ def training_commands():
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         for before, word in zip(words, words[1:], strict=False):
-            if word == "train" and before in ("imgrl", "imgrl.cli.main"):
+            if word == "train" and before in (
+                "imgrl",
+                "imgrl.cli.main",
+            ):  # `imgrl lm train` has its own test below
                 processes = words[words.index("--num_processes") + 1] if "--num_processes" in words else "1"
                 yield int(processes), words[words.index("train") + 1 :]
 
@@ -51,3 +56,15 @@ def test_no_two_commands_write_to_one_folder_and_a_resumed_one_was_begun():
     for _, words in COMMANDS:
         if "--resume" in words:
             assert f"run.dir={words[words.index('--resume') + 1]}" in folders
+
+
+def test_the_table_of_anchors_is_what_the_objectives_declare():
+    assert overview_markdown() in README.read_text()
+
+
+def test_the_language_commands_resolve():
+    found = re.findall(r"^imgrl lm train(.*?)(?:#|$)", README.read_text(), flags=re.MULTILINE)
+    assert len(found) >= 3
+    for words in map(shlex.split, found):
+        name, overrides = split_arguments(words)
+        resolve_text(name, [o for o in overrides if not o.startswith("data.prompts")])

@@ -69,6 +69,11 @@ class AWM:
     """
 
     name: ClassVar[str] = "awm"
+    anchored: ClassVar[tuple[str, str, str]] = (
+        "frozen model; lagging old copy",
+        "velocity gap; matching log-ratio",
+        "added; clipped ratio",
+    )
     uses_old: ClassVar[bool] = True
     shares_noise: ClassVar[bool] = False
     sampler: ClassVar[None] = None

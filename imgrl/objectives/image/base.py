@@ -66,6 +66,8 @@ class Objective(Protocol):
     """An algorithm: a per-sample loss and the declarations the training loop acts on."""
 
     name: str
+    anchored: tuple[str, str, str]
+    """Anchors, discrepancies and where they enter: a row of the README's table."""
     uses_old: bool
     """Whether the loss needs the old copy's velocity."""
     shares_noise: bool

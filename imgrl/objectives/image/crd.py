@@ -63,6 +63,11 @@ class CRD:
     """
 
     name: ClassVar[str] = "crd"
+    anchored: ClassVar[tuple[str, str, str]] = (
+        "guided frozen model; lagging old copy",
+        "velocity gap; denoising gain",
+        "added, by reward; the regression itself",
+    )
     uses_old: ClassVar[bool] = True
     shares_noise: ClassVar[bool] = False
     sampler: ClassVar[None] = None

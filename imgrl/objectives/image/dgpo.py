@@ -67,6 +67,11 @@ class DGPO:
     """
 
     name: ClassVar[str] = "dgpo"
+    anchored: ClassVar[tuple[str, str, str]] = (
+        "guided frozen model; lagging reference",
+        "velocity gap; difference of denoising errors",
+        "added; group preference",
+    )
     uses_old: ClassVar[bool] = True
     shares_noise: ClassVar[bool] = True
     sampler: ClassVar[None] = None

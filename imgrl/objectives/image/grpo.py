@@ -72,6 +72,11 @@ class GRPO:
     """
 
     name: ClassVar[str] = "grpo"
+    anchored: ClassVar[tuple[str, str, str]] = (
+        "frozen model; the policy that sampled",
+        "velocity gap or transition KL; log-ratio",
+        "added; clipped ratio",
+    )
     uses_old: ClassVar[bool] = False
     shares_noise: ClassVar[bool] = False
     times: ClassVar[None] = None

@@ -63,6 +63,11 @@ class NFT:
     """
 
     name: ClassVar[str] = "nft"
+    anchored: ClassVar[tuple[str, str, str]] = (
+        "frozen model; lagging old copy",
+        "velocity gap; difference of velocities",
+        "added; the mirrored policies",
+    )
     uses_old: ClassVar[bool] = True
     shares_noise: ClassVar[bool] = False
     sampler: ClassVar[None] = None

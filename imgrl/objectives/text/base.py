@@ -61,7 +61,7 @@ class TextBatch:
     group: Int[Tensor, " n"] | None = None
     """Sequences with the same number answer one prompt."""
     step: int = 0
-    """Optimiser steps since the start of the run, for schedules."""
+    """Rollouts (without rollouts: optimiser steps) since the start of the run, for schedules."""
 
     def __post_init__(self) -> None:
         """Refuse rows that do not belong together, and sequences without a token to learn from."""

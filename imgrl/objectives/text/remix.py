@@ -64,7 +64,7 @@ class ReMix:
     kl_weight: float = 1e-3
     """Strength of the KL-convex term; 0 needs no anchor."""
     lam: Schedule = LAM
-    """Share of the base in it by optimiser step; the rest goes to the previous policy."""
+    """Share of the base in it by rollout; the rest goes to the previous policy."""
     entropy_weight: float = 0.0
     """Entropy bonus."""
     replay: float = 0.4
@@ -74,7 +74,7 @@ class ReMix:
     passes: int = 2
     """Updates on each batch."""
     reincarnate_at: int | None = 50
-    """Optimiser step at which the base becomes the current policy and replay ends; None is never."""
+    """Rollout at which the base becomes the current policy and replay ends; None is never."""
     reduction: Reduction = "token"
     """How tokens are averaged."""
 
@@ -93,7 +93,7 @@ class ReMix:
             raise ValueError(f"Expected reincarnate_at >= 1, or none for never, got {self.reincarnate_at}.")
 
     def replays(self, step: int) -> bool:
-        """Whether batches at an optimiser step mix in older groups."""
+        """Whether the batch of a rollout mixes in older groups."""
         return self.replay > 0 and (self.reincarnate_at is None or step < self.reincarnate_at)
 
     @property

@@ -64,6 +64,11 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             output["current"] = self._log_probs(self.model, _rows(output))
         return output
 
+    @property
+    def rollouts(self) -> int:
+        """Rollouts finished so far: the step that papers with several updates a rollout count in."""
+        return self.state.global_step // getattr(self.objective, "passes", 1)
+
     def _log_probs(self, model: Any, rows: Rows) -> Tensor:
         return log_probs(
             model, rows, temperature=self.temperature, batch=self.args.per_device_train_batch_size
@@ -76,7 +81,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             self.anchors["previous"].renew(self.anchors["start"])
             self.anchors["start"].renew(policy)
         at = getattr(self.objective, "reincarnate_at", None)
-        if at is not None and not self.reincarnated and self.state.global_step >= at:
+        if at is not None and not self.reincarnated and self.rollouts >= at:
             self.reincarnated = True
             if "base" in self.anchors:
                 self.anchors["base"].renew(policy)
@@ -84,11 +89,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def _ages(self, groups: int) -> list[int]:
         """How old each group of this batch is; at least one is fresh."""
         objective, history = self.objective, self.history
-        if (
-            not isinstance(objective, ReMix)
-            or history is None
-            or not objective.replays(self.state.global_step)
-        ):
+        if not isinstance(objective, ReMix) or history is None or not objective.replays(self.rollouts):
             return [0] * groups
         generator = self._replay_generator(0)
         ages = draw_ages(groups, replay=objective.replay, available=history.ages, generator=generator)
@@ -147,7 +148,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             advantage=inputs["advantages"][kept],
             reward=inputs["advantages"][kept],
             group=inputs["group"][kept] if "group" in inputs else None,
-            step=self.state.global_step,
+            step=self.rollouts,
             **fields,
             **stored,
         )

@@ -80,7 +80,7 @@ def test_recipes_offer_every_objective_that_has_a_trainer():
 def test_a_resumed_run_ends_in_the_same_weights(name, lm, tmp_path, letters):
     """ReMix replays groups and renews its base on the way; ASFT keeps its base."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    more = ["objective.reincarnate_at=3", "objective.replay=0.7"] if name == "remix" else []
+    more = ["objective.reincarnate_at=2", "objective.replay=0.7"] if name == "remix" else []
     settings = [a for a in arguments(name, lm, whole, letters) if not a.startswith("run.steps")] + more
     run(*settings, "run.steps=6")
     shutil.copytree(whole, cut)
