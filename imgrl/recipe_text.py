@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from imgrl.objectives.text import ADPO, ASFT, DFT, FSFT, GRPO, SFT, SFTKL, SPINE, TRRD, TTRL, ReMix
+from imgrl.objectives.text import ADPO, ASFT, DFT, DPO, FSFT, GRPO, SFT, SFTKL, SPINE, TRRD, TTRL, ReMix
 from imgrl.policies.lora import LoraSpec
 from imgrl.recipe import (
     Checkpoint,
@@ -35,7 +35,7 @@ __all__ = [
     "TextRun",
 ]
 
-AnyTextObjective = SFT | DFT | ASFT | SFTKL | FSFT | GRPO | ADPO | TRRD | ReMix | TTRL | SPINE
+AnyTextObjective = SFT | DPO | DFT | ASFT | SFTKL | FSFT | GRPO | ADPO | TRRD | ReMix | TTRL | SPINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,8 @@ class TextData:
 
     prompts: Text = "arithmetic:train"
     """The built-in problems, or a .jsonl, .json, .csv or .parquet file. Supervised objectives read the columns
-    ``prompt`` and ``completion``; online ones ``prompt`` and whatever columns their rewards ask for."""
+    ``prompt`` and ``completion``, preferences ``prompt``, ``chosen`` and ``rejected``, online ones ``prompt`` and
+    whatever columns their rewards ask for."""
     count: Positive = 4096
     """How many of the built-in problems."""
     max_tokens: Positive = 512
@@ -94,9 +95,9 @@ class TextBatchSizes:
     """The geometry of a step, counted over all processes."""
 
     groups: Positive = 16
-    """Prompts a step; for supervised objectives, sequences a step."""
+    """Prompts a step; for supervised objectives sequences, for preferences pairs."""
     group_size: Positive = 8
-    """Completions a prompt; supervised objectives take 1."""
+    """Completions a prompt; 1 where none are generated."""
     micro: Positive | None = None
     """Sequences in one forward-backward pass on each process; None takes all at once."""
 

@@ -112,7 +112,7 @@ def test_the_maths_uses_torch_and_numbers_only(path):
 
 
 # Subclasses of TRL's trainers: modules of their own, which nothing may import at its top.
-LAZY = {"imgrl.training.text.online": {"trl"}, "imgrl.training.text.supervised": {"trl"}}
+LAZY = {f"imgrl.training.text.{name}": {"trl"} for name in ("online", "preference", "supervised")}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -52,7 +52,7 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
         )
     if not online and batch.group_size != 1:
         raise ConfigError(
-            f"batch.group_size must be 1 for {objective.name}, which learns from demonstrations, got {batch.group_size}"
+            f"batch.group_size must be 1 for {objective.name}, which learns from data, got {batch.group_size}"
         )
     total = batch.groups * batch.group_size
     if total % processes:

@@ -46,6 +46,8 @@ def load_rows(source: str, *, count: int, seed: int = 0, needs: Collection[str])
 
 
 def _arithmetic(split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    import numpy as np
+
     from imgrl.world import arithmetic
 
     if split not in ("train", "heldout"):
@@ -55,9 +57,27 @@ def _arithmetic(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return [
-        {"prompt": p.prompt, "completion": p.solution, "answer": p.answer, "task": p.task, "level": p.level}
-        for p in problems
+        {
+            "prompt": p.prompt,
+            "completion": p.solution,
+            "chosen": p.solution,
+            "rejected": mistaken(p, np.random.default_rng([seed, i])),
+            "answer": p.answer,
+            "task": p.task,
+            "level": p.level,
+        }
+        for i, p in enumerate(problems)
     ]
+
+
+def mistaken(problem: Any, rng: Any) -> str:
+    """A completion with a wrong step and a wrong answer."""
+    from imgrl.world import arithmetic
+    from imgrl.world.mistakes import slipped
+
+    while arithmetic.verify(problem.prompt, text := slipped(problem, rng)):
+        pass  # a later factor brought the chain back
+    return text
 
 
 def _file(path: Path) -> list[dict[str, Any]]:

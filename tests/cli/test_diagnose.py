@@ -191,7 +191,9 @@ def test_a_lora_needs_its_base(refused, saved, tmp_path):
     }
     save_file(factors, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     assert "is a LoRA, which says nothing without its base" in refused("diagnose", "lora", "base.safetensors")
-    assert "changes transformer.x, which BASE does not have" in refused("diagnose", "base.safetensors", "lora")
+    assert "changes transformer.x, which BASE does not have" in refused(
+        "diagnose", "base.safetensors", "lora"
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 from imgrl.recipe_text import TextModel, TextRecipe
 
-__all__ = ["online_arguments", "peft_config", "supervised_arguments"]
+__all__ = ["online_arguments", "peft_config", "preference_arguments", "supervised_arguments"]
 
 
 def online_arguments(recipe: TextRecipe, folder: Path, *, weights: list[float]) -> Any:
@@ -41,6 +41,15 @@ def supervised_arguments(recipe: TextRecipe, folder: Path) -> Any:
         completion_only_loss=True,
         packing=False,
         dataset_num_proc=None,
+    )
+
+
+def preference_arguments(recipe: TextRecipe, folder: Path) -> Any:
+    """TRL's ``DPOConfig``: its data handling, without its loss and its reference."""
+    from trl import DPOConfig
+
+    return DPOConfig(
+        **_common(recipe, folder, sequences=recipe.batch.groups), max_length=recipe.data.max_tokens
     )
 
 

@@ -115,7 +115,7 @@ class TextSession:
     def _trainer(self, model: Any, tokenizer: Any, teacher: Any) -> Any:
         from datasets import Dataset
 
-        from imgrl.training.text.arguments import online_arguments, peft_config, supervised_arguments
+        from imgrl.training.text.arguments import online_arguments, peft_config
         from imgrl.training.text.rewarding import build_rewards
 
         recipe, objective = self.recipe, self.recipe.objective
@@ -126,18 +126,8 @@ class TextSession:
             "scale": recipe.optimizer.scale,
             "peft_config": peft_config(recipe.model),
         }
-        if objective.kind == "supervised":
-            from imgrl.training.text.supervised import SupervisedTrainer
-
-            rows = load_rows(
-                recipe.data.prompts,
-                count=recipe.data.count,
-                seed=recipe.run.seed,
-                needs=("prompt", "completion"),
-            )
-            data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["completion"]} for r in rows])
-            args = supervised_arguments(recipe, self.folder)
-            return SupervisedTrainer(args=args, train_dataset=data, **common)
+        if objective.kind != "online":
+            return self._from_data(common)
         from imgrl.training.text.online import OnlineTrainer
 
         rows = load_rows(
@@ -151,6 +141,27 @@ class TextSession:
         return OnlineTrainer(
             args=args, train_dataset=Dataset.from_list(rows), reward_funcs=rewards, teacher=teacher, **common
         )
+
+    def _from_data(self, common: dict[str, Any]) -> Any:
+        """Demonstrations or preferences: nothing is generated while training."""
+        from datasets import Dataset
+
+        from imgrl.training.text.arguments import preference_arguments, supervised_arguments
+
+        recipe = self.recipe
+        pairs = recipe.objective.kind == "preference"
+        columns = ("prompt", "chosen", "rejected") if pairs else ("prompt", "completion")
+        rows = load_rows(recipe.data.prompts, count=recipe.data.count, seed=recipe.run.seed, needs=columns)
+        data = Dataset.from_list([{column: row[column] for column in columns} for row in rows])
+        if pairs:
+            from imgrl.training.text.preference import PreferenceTrainer
+
+            return PreferenceTrainer(
+                args=preference_arguments(recipe, self.folder), train_dataset=data, **common
+            )
+        from imgrl.training.text.supervised import SupervisedTrainer
+
+        return SupervisedTrainer(args=supervised_arguments(recipe, self.folder), train_dataset=data, **common)
 
     # -------------------------------------------------------------- writing
 

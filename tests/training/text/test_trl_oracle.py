@@ -8,10 +8,11 @@ import torch
 trl = pytest.importorskip("trl")
 
 from imgrl.anchor import Constant  # noqa: E402
-from imgrl.objectives.text import DFT, GRPO, SFT  # noqa: E402
+from imgrl.objectives.text import DFT, DPO, GRPO, SFT  # noqa: E402
 from imgrl.training.text.anchored import AnchorFiles  # noqa: E402
 from imgrl.training.text.models import load_model  # noqa: E402
 from imgrl.training.text.online import OnlineTrainer  # noqa: E402
+from imgrl.training.text.preference import PreferenceTrainer  # noqa: E402
 from imgrl.training.text.supervised import SupervisedTrainer  # noqa: E402
 
 
@@ -113,6 +114,23 @@ def test_the_online_loss_is_trls(reduction, loss_type, lm, tmp_path):
         torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-4, atol=1e-7)
 
 
+def test_the_preference_loss_is_trls(lm, tmp_path):
+    args = trl.DPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], bf16=False, beta=0.3)
+    data = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "answer 9"} for r in ROWS]
+    theirs = built(trl.DPOTrainer, args, lm, data)
+    ours = built(PreferenceTrainer, args, lm, data, objective=DPO(beta=0.3), scale=Constant(value=1.0))
+    losses = []
+    for trainer in (theirs, ours):
+        trainer.model.train()
+        with torch.no_grad():  # away from the reference, where every pair would give log 2
+            for parameter in trainer.model.parameters():
+                parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel())).view_as(parameter))
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+        losses.append(trainer.compute_loss(trainer.model, dict(batch)).detach())
+    assert abs(losses[0] - 0.693) > 0.01
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-6)
+
+
 def test_what_we_override_in_trl_still_exists_with_the_arguments_we_know():
     """An upgrade of TRL that moves one of these must fail here, not in a run."""
     known = {
@@ -123,9 +141,11 @@ def test_what_we_override_in_trl_still_exists_with_the_arguments_we_know():
         (trl.SFTTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
         (trl.SFTTrainer, "_save_checkpoint"): ["self", "model", "trial"],
         (trl.SFTTrainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
+        (trl.DPOTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        (trl.DPOTrainer, "_save_checkpoint"): ["self", "model", "trial"],
         (trl.SFTTrainer, "create_scheduler"): ["self", "num_training_steps", "optimizer"],
     }
     for (kind, name), arguments in known.items():
         assert list(inspect.signature(getattr(kind, name)).parameters) == arguments, f"{kind.__name__}.{name}"
-    for kind in (OnlineTrainer, SupervisedTrainer):
+    for kind in (OnlineTrainer, PreferenceTrainer, SupervisedTrainer):
         assert kind.__mro__[1] is AnchorFiles  # ours before TRL's, or anchors would not be saved
