@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from adpo_anchors import BATCH, DIM, TEST, TRAIN, Policies, distil, online, world
+from adpo_anchors import BATCH, DIM, TEMPERATURES, TEST, TRAIN, Policies, distil, online, world
 from adpo_page import report
 from torch import Tensor
 
@@ -52,15 +52,16 @@ SHARED = (1.0, 0.5)
 GRIDS = {
     "hard": [(t, 1.0) for t in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)],
     "soft": [(1.0, 0.4), (3.0, 0.4), (9.0, 0.4), (27.0, 0.4), (9.0, 1.2), (27.0, 1.2)],
+    "list": [(3.0, 0.4), (9.0, 0.4), (9.0, 1.2), (16.0, 1.2), (27.0, 3.6), (81.0, 10.0)],
 }
 METHODS = {  # name -> which grid it is tuned over
     "dpo": "hard",
     "dpo_all_pairs": "hard",
     "no_reference": "hard",
     "pair_soft": "soft",
-    "list_raw": "soft",
-    "list_zscore": "soft",
-    "list_kde": "soft",
+    "list_raw": "list",
+    "list_zscore": "list",
+    "list_kde": "list",
     "plackett_luce": "hard",
 }
 
@@ -178,7 +179,15 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {"runs": {}, "cpu_seconds": {}}
+    settings = {"grids": {m: GRIDS[g] for m, g in METHODS.items()}, "anchor temperatures": TEMPERATURES}
+    settings = json.loads(json.dumps(settings))  # as they will be read back
+    results = {"settings": settings, "runs": {}, "cpu_seconds": {}}
+    if path.exists():
+        results = json.loads(path.read_text())
+        if results["settings"] != settings:
+            raise SystemExit(
+                f"Expected results of the settings of this script in {path}, got others; move them away."
+            )
     runs = results["runs"]
 
     def cache(key: str, work: Callable, *args: object, **named: object):  # a finished seed is not run again

@@ -16,7 +16,7 @@ from imgrl.objectives.text.adpo_targets import boltzmann, zscore
 
 DIM, TRAIN, TEST, BATCH, RATE = 8, 256, 512, 32, 5e-3
 ANCHORS = ("none", "teacher", "self", "ema", "dynamic")
-TEMPERATURES = (0.25, 1.0, 4.0)
+TEMPERATURES = (0.25, 1.0, 4.0, 16.0)
 OUTCOMES = 16
 DECAY, RENEW = 0.98, 20
 
