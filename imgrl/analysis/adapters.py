@@ -186,7 +186,7 @@ def _merged(adapter: Adapter, layer: str, stored: Matrix) -> Matrix:
             f"{stored.shape[0]}x{stored.shape[1]} there: give the model it was trained on"
         )
     if adapter.config.get("init_lora_weights") == "pissa":
-        left, right = _without_principal(adapter, stored, left, right)
+        left, right = _without_principal(stored, left, right)
     return Matrix(
         name=stored.name,
         shape=stored.shape,
@@ -197,12 +197,9 @@ def _merged(adapter: Adapter, layer: str, stored: Matrix) -> Matrix:
     )
 
 
-def _without_principal(
-    adapter: Adapter, stored: Matrix, left: Tensor, right: Tensor
-) -> tuple[Tensor, Tensor]:
+def _without_principal(stored: Matrix, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """PiSSA (2404.02948) trains on W0 minus its leading part, which A and B took over at the start."""
     from imgrl.analysis.spectrum import decompose
 
-    del adapter
     top = decompose(stored, left.shape[1], exact=True)
     return torch.cat([left, -top.left * top.values[: top.k].float()], 1), torch.cat([right, top.right.T])

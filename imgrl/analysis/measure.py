@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 from torch import Tensor
@@ -135,7 +135,6 @@ def _last_pass(
         before = base.rows(a, b)
         level = levels(before).long().flatten()
         tally.place = place[level]
-        tally.add("all", torch.ones_like(level, dtype=torch.bool))
         updates: dict[tuple[str, int], Tensor] = {}
         for i, matrix in enumerate(tuned):
             after = matrix.rows(a, b)
@@ -146,65 +145,70 @@ def _last_pass(
         for (k, alpha), limit in principal.items():
             large = principal_rows(top.head(k), a, b).flatten() >= limit
             low = level <= limits[alpha]
-            masks["principal", k, alpha] = large
-            masks["low", k, alpha] = low
-            masks["principal_not_low", k, alpha] = large & ~low
-        for which, mask in {**masks, **updates}.items():
-            tally.add(which, mask)
-        for which, mask in masks.items():
-            for update, moved in updates.items():
-                tally.add((which, update), mask & moved)
-        for i, j in combinations(range(len(tuned)), 2):
-            tally.add((i, j), updates["stored", i] & updates["stored", j])
+            found = {"principal": large, "low": low, "principal_not_low": large & ~low}
+            masks |= {(name, k, alpha): mask for name, mask in found.items()}
+        tally.add_block(masks, updates)
     rates = [noise_rates(counts, place, bins, change.changed) for change in layer.changes]
-    _collect(tally, layer, list(masks), list(updates), rates)
+    tally.collect(layer, rates)
 
 
 class _Tally:
-    """Counts by quantile of |W0|."""
+    """Counts by quantile of |W0|: of masks, of updates, and of what they have in common."""
 
     def __init__(self, bins: int) -> None:
         self.bins = bins
         self.place = torch.empty(0, dtype=torch.int64)
         """Quantile of each weight of the block at hand."""
         self.counts: dict[object, Tensor] = {}
+        self.masks: list[tuple[str, int, float]] = []
+        self.updates: list[tuple[str, int]] = []
 
-    def add(self, name: object, mask: Tensor) -> None:
-        found = torch.bincount(self.place[mask], minlength=self.bins)
-        self.counts[name] = self.counts.get(name, 0) + found
+    def add_block(
+        self, masks: dict[tuple[str, int, float], Tensor], updates: dict[tuple[str, int], Tensor]
+    ) -> None:
+        """Count a block's masks by (name, k, alpha) and updates by (precision, run)."""
+        self.masks, self.updates = list(masks), list(updates)
+        self._add("all", torch.ones_like(self.place, dtype=torch.bool))
+        for which, mask in {**masks, **updates}.items():
+            self._add(which, mask)
+        for which, mask in masks.items():
+            for update, moved in updates.items():
+                self._add((which, update), mask & moved)
+        runs = sorted({run for _, run in updates})
+        for i, j in combinations(runs, 2):
+            self._add((i, j), updates["stored", i] & updates["stored", j])
 
-    def __getitem__(self, name: object) -> Tensor:
-        return self.counts[name]
+    def collect(self, layer: Layer, rates: list[Tensor]) -> None:
+        """Write the overlaps and agreements into the layer.
 
-
-def _collect(
-    tally: _Tally,
-    layer: Layer,
-    masks: list[tuple[str, int, float]],
-    updates: list[tuple[str, int]],
-    rates: list[Tensor],
-) -> None:
-    for weights, i in updates:
-        for mask, k, alpha in masks:
+        Args:
+            layer: to be completed.
+            rates: what rounded noise changes in each quantile [bins], a run.
+        """
+        total = self.counts["all"]
+        for (weights, i), (mask, k, alpha) in product(self.updates, self.masks):
             which, update = (mask, k, alpha), (weights, i)
             # In float32 no rounding hides a step, so noise falls anywhere.
             noise = rates[i] if weights == "stored" else torch.ones_like(rates[i])
-            value = overlap(tally["all"], tally[which], tally[update], tally[which, update], noise)
+            both = self.counts[which, update]
+            value = overlap(total, self.counts[which], self.counts[update], both, noise)
             layer.changes[i].overlaps.append(
                 MaskOverlap(mask=mask, k=k, alpha=alpha, weights=weights, value=value)
             )
-    for i, j in combinations(range(len(layer.changes)), 2):
-        one, other, shared = tally["stored", i], tally["stored", j], float(tally[i, j].sum())
-        matched, union = matched_jaccard(tally["all"], one, other)
-        layer.agreements.append(
-            Agreement(
-                runs=(i, j),
-                shared=shared,
-                union=float(one.sum() + other.sum()) - shared,
-                matched_shared=matched,
-                matched_union=union,
+        for i, j in combinations(range(len(layer.changes)), 2):
+            one, other = self.counts["stored", i], self.counts["stored", j]
+            shared = float(self.counts[i, j].sum())
+            matched, union = matched_jaccard(total, one, other)
+            either = float(one.sum() + other.sum()) - shared
+            layer.agreements.append(
+                Agreement(
+                    runs=(i, j), shared=shared, union=either, matched_shared=matched, matched_union=union
+                )
             )
-        )
+
+    def _add(self, name: object, mask: Tensor) -> None:
+        found = torch.bincount(self.place[mask], minlength=self.bins)
+        self.counts[name] = self.counts.get(name, 0) + found
 
 
 def _principal_threshold(base: Matrix, top: Spectrum, alpha: float) -> float:

@@ -1,8 +1,7 @@
 """Singular values and leading subspaces of matrices that are read a few rows at a time; drift and rotation.
 
 Everything is done on the Gram matrix of the shorter side (exact) or on a Krylov basis of it (randomised), so that no
-second copy of a matrix is ever made. Sums run in float64: an eigenvalue of the Gram matrix then gives a singular value
-to about 1e-8 of the largest.
+second copy of a matrix is ever made.
 """
 
 from __future__ import annotations
@@ -12,16 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from imgrl.analysis.weights import BLOCK, Matrix, blocks
+from imgrl.analysis.streaming import DEPTH, ROWS, gram, krylov, times, times_transposed, unit
+from imgrl.analysis.weights import Matrix
 
 __all__ = ["EXACT_SIDE", "Spectrum", "angles", "decompose", "drift", "principal_rows", "with_noise"]
 
 EXACT_SIDE = 768
 """Up to this shorter side the whole spectrum is cheap, and taken unless told otherwise."""
 _OVERSAMPLING = 16
-_DEPTH = 4  # multiplications by the Gram matrix
 _SALT = 0x5EED_F00D  # a model initialised with seed 0 must not meet its own draw again as noise
-_ROWS = 1 << 14  # of singular vectors in float64 at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +56,21 @@ def decompose(matrix: Matrix, k: int, *, exact: bool | None = None, seed: int = 
             decides by size.
         seed: of the random start. Two matrices compared with each other must have the same one.
     """
-    width = _DEPTH * (k + _OVERSAMPLING)
+    width = DEPTH * (k + _OVERSAMPLING)
     if exact is None:
         exact = matrix.side <= EXACT_SIDE
     if exact or width >= matrix.side:
-        values, basis = torch.linalg.eigh(_gram(matrix))
+        values, basis = torch.linalg.eigh(gram(matrix))
         values = values.flip(0).clamp_min(0).sqrt()
         basis = basis.flip(1)
         exact = True
     else:
-        values, basis = _krylov(matrix, k + _OVERSAMPLING, seed)
+        values, basis = krylov(matrix, k + _OVERSAMPLING, seed)
         values = values[:k]
     k = min(k, int((values > max(matrix.shape) * torch.finfo(torch.float32).eps * values[0]).sum()))
     short = (basis[:, :k] / values[:k]).contiguous()
     wide = exact and matrix.shape[0] < matrix.shape[1]
-    other = _unit(_times_transposed(matrix, short) if wide else _times(matrix, short))
+    other = unit(times_transposed(matrix, short) if wide else times(matrix, short))
     short = basis[:, :k].float().contiguous()
     left, right = (short, other) if wide else (other, short)
     return Spectrum(values=values, left=left, right=right, exact=exact)
@@ -110,10 +108,10 @@ def angles(one: Tensor, other: Tensor) -> Tensor:
     """
     k = one.shape[1]
     inner = torch.zeros(k, k, dtype=torch.float64)
-    for u, v in zip(one.split(_ROWS), other.split(_ROWS), strict=True):
+    for u, v in zip(one.split(ROWS), other.split(ROWS), strict=True):
         inner.addmm_(u.double().T, v.double())
     rest = torch.zeros(k, k, dtype=torch.float64)
-    for u, v in zip(one.split(_ROWS), other.split(_ROWS), strict=True):
+    for u, v in zip(one.split(ROWS), other.split(ROWS), strict=True):
         outside = v.double() - u.double() @ inner
         rest.addmm_(outside.T, outside)
     cosines = torch.linalg.svdvals(inner).clamp(0, 1)
@@ -139,71 +137,3 @@ def with_noise(matrix: Matrix, norm: float, seed: int) -> Matrix:
         return matrix.rows(a, b).float() + size * torch.randn(b - a, matrix.shape[1], generator=generator)
 
     return replace(matrix, dtype=torch.float32, rows=rows)
-
-
-def _gram(matrix: Matrix) -> Tensor:
-    """W^T W or W W^T, whichever is smaller, [side, side] in float64."""
-    gram = torch.zeros(matrix.side, matrix.side, dtype=torch.float64)
-    if matrix.shape[0] >= matrix.shape[1]:
-        for a, b in blocks(matrix.shape):
-            part = matrix.rows(a, b).double()
-            gram.addmm_(part.T, part)
-        return gram
-    # Columns are gathered from rows: a wide matrix is read once for each group of columns.
-    for c, d in blocks((matrix.shape[1], matrix.shape[0]), 4 * BLOCK):
-        part = torch.empty(matrix.shape[0], d - c, dtype=torch.float64)
-        for a, b in blocks(matrix.shape):
-            part[a:b] = matrix.rows(a, b)[:, c:d]
-        gram.addmm_(part, part.T)
-    return gram
-
-
-def _krylov(matrix: Matrix, width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ritz values and vectors of W^T W on the span of several of its powers times a random start."""
-    generator = torch.Generator().manual_seed(seed)
-    block = _orthonormal(torch.randn(matrix.shape[1], width, generator=generator)).float()
-    basis: list[Tensor] = []
-    for _ in range(_DEPTH):
-        product = torch.zeros(matrix.shape[1], width)
-        for a, b in blocks(matrix.shape):
-            part = matrix.rows(a, b).float()
-            product.addmm_(part.T, part @ block)
-        block = _orthonormal(product).float()
-        basis.append(block)
-    span = _orthonormal(torch.cat(basis, 1)).float()
-    small = torch.zeros(span.shape[1], span.shape[1], dtype=torch.float64)
-    for a, b in blocks(matrix.shape):
-        image = (matrix.rows(a, b).float() @ span).double()
-        small.addmm_(image.T, image)
-    values, vectors = torch.linalg.eigh(small)
-    leading = vectors.flip(1)[:, :width]
-    return values.flip(0)[:width].clamp_min(0).sqrt(), span.double() @ leading
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    return torch.linalg.qr(columns.double())[0]
-
-
-def _unit(columns: Tensor) -> Tensor:
-    """Remove rounding from columns [d, k] that are orthonormal but for it, in place; a QR would flip signs."""
-    gram = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64)
-    for part in columns.split(_ROWS):
-        gram.addmm_(part.double().T, part.double())
-    root = torch.linalg.cholesky(gram)
-    for part in columns.split(_ROWS):
-        part.copy_(torch.linalg.solve_triangular(root, part.double().T, upper=False).T)
-    return columns
-
-
-def _times(matrix: Matrix, vectors: Tensor) -> Tensor:
-    product = torch.empty(matrix.shape[0], vectors.shape[1])
-    for a, b in blocks(matrix.shape):
-        product[a:b] = matrix.rows(a, b).double() @ vectors
-    return product
-
-
-def _times_transposed(matrix: Matrix, vectors: Tensor) -> Tensor:
-    product = torch.zeros(matrix.shape[1], vectors.shape[1], dtype=torch.float64)
-    for a, b in blocks(matrix.shape):
-        product.addmm_(matrix.rows(a, b).double().T, vectors[a:b])
-    return product.float()

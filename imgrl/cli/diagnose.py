@@ -102,9 +102,12 @@ def _numbers(text: str, option: str, *, whole: bool) -> list[float]:
 
 
 def _path(name: str) -> Path:
-    from imgrl.resources import model_path
+    """As given, else a bundled model of that name."""
+    from imgrl.resources import resource_root
 
-    return Path(model_path(name))
+    path = Path(name)
+    bundled = None if path.exists() or path.name != name else resource_root("assets") / name
+    return bundled if bundled is not None and bundled.is_dir() else path
 
 
 def _measure(pairing: Pairing, settings: Settings) -> list[Layer]:
