@@ -158,10 +158,11 @@ temperature) chosen:
 
 {chosen}.
 
-The six settings of the listwise losses were widened once, by the tuning seeds, because the first choice lay at their
-edge; it raised KDE most. How many pairs the paper's DPO sees was not available to us; a listwise loss uses all 8
-rewards of a list, so DPO is run on one random pair a list and on all 28. "Pairs, no reference" is DPO's loss without its
-reference, on one pair a list.
+The six settings of the listwise losses were widened once, on the tuning seeds but after a first look at the figures,
+because the choice lay at their edge; it raised KDE most. For z-scores and KDE it lies at the edge again, where WinMass
+has flattened (`results.json`, `tune`). How many pairs the paper's DPO sees was not available to us; a listwise loss
+uses all 8 rewards of a list, so DPO is run on one random pair a list and on all 28. "Pairs, no reference" is DPO's loss
+without its reference, on one pair a list.
 
 Shared, 64 units:
 
