@@ -8,14 +8,17 @@ beside the magnitude-matched null. Weights are [out, in] as in ``nn.Linear``.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imgrl.errors import ConfigError
 
-__all__ = ["head_rotations", "permute_heads", "rotate_values"]
+__all__ = ["head_rotations", "permute_heads", "rotate_attention", "rotate_values"]
+
+# Value and output projections of one attention; those of text beside image share the head's rotation.
+_PLACES = (("v_proj", "o_proj"), ("to_v", "to_out"), ("add_v_proj", "to_add_out"))
 
 
 def head_rotations(
@@ -98,3 +101,64 @@ def permute_heads(
     if heads % kv_heads or query.shape[0] % heads or output.shape[1] != query.shape[0]:
         raise ConfigError(f"{heads} heads cannot be permuted by an order of {kv_heads} key/value heads")
     return rows(query), rows(key), rows(value), rows(output.T).T.contiguous()
+
+
+@torch.no_grad()
+def rotate_attention(
+    model: nn.Module,
+    *,
+    heads: int,
+    kv_heads: int | None = None,
+    seed: int = 0,
+    kind: Literal["haar", "hadamard"] = "haar",
+) -> list[str]:
+    """Rotate the values of every attention of a model in place; its outputs stay equal up to rounding.
+
+    For layers named as transformers' Llama and Qwen or diffusers' SD3 name them.
+
+    Args:
+        model: changed in place; save it and train from it.
+        heads: query heads.
+        kv_heads: key/value heads; None is as many as heads.
+        seed: of the rotations, which differ between layers.
+        kind: see :func:`head_rotations`.
+
+    Returns:
+        Names of the changed weights.
+
+    Raises:
+        ConfigError: if there is no such attention, or the sizes do not fit.
+    """
+    edited: list[str] = []
+    groups = kv_heads or heads
+    for number, (path, part) in enumerate(list(model.named_modules())):
+        if not any(_linear(part, value) and _linear(part, output) for value, output in _PLACES[:2]):
+            continue
+        pairs = [pair for pair in _PLACES if _linear(part, pair[0])]
+        size = _linear(part, pairs[0][0]).weight.shape[0] // groups
+        rotations = head_rotations(groups, size, kind=kind, seed=seed * 1_000_003 + number)
+        edited += [f"{path}.{name}" for pair in pairs for name in _rotate(part, pair, rotations, heads)]
+    if not edited:
+        raise ConfigError("the model has no attention with layers v_proj and o_proj, or to_v and to_out")
+    return edited
+
+
+def _rotate(part: nn.Module, pair: tuple[str, str], rotations: Tensor, heads: int) -> list[str]:
+    value, output = (_linear(part, name) for name in pair)
+    # SD3's last block reads the values of text but puts out none.
+    back = value.weight.new_zeros(0, heads * rotations.shape[1]) if output is None else output.weight
+    turned, back, bias = rotate_values(value.weight, back, rotations, heads=heads, bias=value.bias)
+    value.weight.copy_(turned)
+    if bias is not None:
+        value.bias.copy_(bias)
+    if output is None:
+        return [f"{pair[0]}.weight"]
+    output.weight.copy_(back)
+    return [f"{pair[0]}.weight", f"{pair[1]}{'.0' * (pair[1] == 'to_out')}.weight"]
+
+
+def _linear(part: nn.Module, name: str) -> Any:
+    """The layer of that name; diffusers puts the output projection into a list with its dropout."""
+    found = getattr(part, name, None)
+    found = found[0] if isinstance(found, nn.ModuleList) and len(found) else found
+    return found if isinstance(found, nn.Linear) else None

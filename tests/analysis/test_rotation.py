@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from imgrl.analysis.rotation import head_rotations, permute_heads, rotate_values
+from imgrl.analysis.rotation import head_rotations, permute_heads, rotate_attention, rotate_values
 from imgrl.errors import ConfigError
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -65,7 +65,69 @@ def test_permuted_heads_leave_the_model_as_it_is(attention):
     torch.testing.assert_close(output(), before, rtol=0, atol=1e-5)
 
 
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
+
+
+@torch.no_grad()
+def test_a_language_model_is_rotated_as_a_whole():
+    model, ids = llama(), torch.arange(18).reshape(2, 9)
+    before, state = model(ids).logits, {k: t.clone() for k, t in model.state_dict().items()}
+    edited = rotate_attention(model, heads=HEADS, kv_heads=KV_HEADS)
+    torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=1e-5)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, state[name])}
+    assert changed == set(edited) and len(edited) == 4
+
+
+@torch.no_grad()
+def test_a_diffusion_transformer_is_rotated_as_a_whole():
+    """Image and text tokens attend to each other, so both streams share a rotation."""
+    from tiny_models import build_sd3
+
+    network = build_sd3().transformer
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(2, 16, 8, 8, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 5, 32, generator=generator),
+        "pooled_projections": torch.randn(2, 32, generator=generator),
+        "timestep": torch.tensor([100.0, 900.0]),
+    }
+    before, state = network(**inputs).sample, {k: t.clone() for k, t in network.state_dict().items()}
+    edited = rotate_attention(network, heads=2)
+    torch.testing.assert_close(network(**inputs).sample, before, rtol=0, atol=1e-5)
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, state[name])}
+    weights = {name for name in changed if name.endswith("weight")}
+    assert weights == set(edited) and len(edited) == 7  # the last block has no output for text
+
+
+def test_after_a_rotation_runs_agree_by_chance_in_edited_layers_only():
+    """Two runs of noise from a base and from its rotation: nothing is learnt in either."""
+    generator = torch.Generator().manual_seed(3)
+
+    def run(model):
+        stored = {name: t.detach().bfloat16() for name, t in model.state_dict().items() if t.ndim > 1}
+        noise = {name: 3e-5 * torch.randn(t.shape, generator=generator) for name, t in stored.items()}
+        return {name: (t.float() + noise[name]).bfloat16() != t for name, t in stored.items()}
+
+    model = llama()
+    plain = run(model)
+    edited = rotate_attention(model, heads=HEADS, kv_heads=KV_HEADS)
+    turned = run(model)
+    for name, one in plain.items():
+        p, q = float(one.float().mean()), float(turned[name].float().mean())
+        jaccard = float((one & turned[name]).sum() / (one | turned[name]).sum())
+        chance = p * q / (p + q - p * q)
+        assert (jaccard < chance + 0.05) == (name in edited), name
+
+
 def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="no attention with layers"):
+        rotate_attention(torch.nn.Linear(4, 4), heads=2)
     rotations = head_rotations(2, 8)
     with pytest.raises(ConfigError, match="need a value weight of 16 rows"):
         rotate_values(torch.ones(24, 32), torch.ones(32, 32), rotations, heads=4)
