@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -159,30 +159,39 @@ def open_file(path: Path) -> Any:
 
 
 def index_file(path: Path) -> dict[str, Matrix]:
-    """The matrices of one safetensors file, in its order; other than floating-point tensors have dtype int8."""
-    handle = open_file(path)
+    """The matrices of one safetensors file, in its order; other than floating-point tensors have dtype int8.
+
+    Rows are read from the file and not mapped into memory: mapped pages count as the process's memory until the file
+    is closed.
+    """
+    open_file(path)  # checks the header against the file
+    stream = path.open("rb")
+    size = int.from_bytes(stream.read(8), "little")
+    header = json.loads(stream.read(size))
     found: dict[str, Matrix] = {}
-    for name in handle.keys():
-        part = handle.get_slice(name)
-        shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.int8)
+    for name, entry in header.items():
+        shape = tuple(entry.get("shape", ()))
+        if name == "__metadata__" or not math.prod(shape):
+            continue
+        dtype, place = _DTYPES.get(entry["dtype"], torch.int8), 8 + size + entry["data_offsets"][0]
         if len(shape) == 3 and shape[0] > 1 and shape[2] > _KERNEL:
+            step = math.prod(shape[1:]) * dtype.itemsize
             for i in range(shape[0]):
-                found[f"{name}[{i}]"] = _stored(handle, f"{name}[{i}]", name, shape[1:], dtype, i)
-        elif math.prod(shape):
-            found[name] = _stored(handle, name, name, shape, dtype)
+                found[f"{name}[{i}]"] = _stored(stream, f"{name}[{i}]", shape[1:], dtype, place + i * step)
+        else:
+            found[name] = _stored(stream, name, shape, dtype, place)
     return found
 
 
-def _stored(
-    handle: Any, name: str, key: str, shape: tuple[int, ...], dtype: torch.dtype, index: int | None = None
-) -> Matrix:
+def _stored(stream: BinaryIO, name: str, shape: tuple[int, ...], dtype: torch.dtype, place: int) -> Matrix:
     sides = _sides(shape)
 
     def rows(a: int, b: int) -> Tensor:
-        if len(shape) < 2:
-            return handle.get_tensor(key).reshape(sides)
-        part = handle.get_slice(key)
-        return (part[a:b] if index is None else part[index, a:b]).reshape(b - a, sides[1])
+        buffer = bytearray((b - a) * sides[1] * dtype.itemsize)
+        stream.seek(place + a * sides[1] * dtype.itemsize)
+        if stream.readinto(buffer) != len(buffer):  # pyright: ignore[reportAttributeAccessIssue]
+            raise ModelError(f"{stream.name} became shorter while it was read: let its writer finish")
+        return torch.frombuffer(buffer, dtype=dtype).reshape(b - a, sides[1])
 
     return Matrix(name=name, shape=sides, dtype=dtype, rows=rows, original=shape)
 
