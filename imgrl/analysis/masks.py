@@ -115,6 +115,9 @@ class MaskedUpdate:
 
     Gradients are masked as soon as they are there, so that clipping by norm sees trained entries only, and the frozen
     entries are put back after every step, which undoes weight decay exactly. Costs the memory of the frozen entries.
+
+    Give it torch's own optimiser, not a library's wrapper around it, since only that one's steps are seen. Made after
+    a checkpoint is loaded, it keeps the checkpoint's frozen entries, which are those from before training.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, masks: Mapping[nn.Parameter, Tensor]) -> None:

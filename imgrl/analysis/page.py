@@ -118,14 +118,12 @@ def _layers(report: dict[str, Any]) -> str:
         "sparsity",
         "relative update",
         "drift",
-        "drift / update",
+        "of noise",
         "largest angle",
+        "of noise",
     ]
-    head += [
-        f"{mask}: {null}"
-        for mask in ("principal", "low")
-        for null in ("observed", "/ density", "/ matched", "/ noise")
-    ]
+    for mask in ("principal", "low"):
+        head += [f"{mask}: {part}" for part in ("observed", "/ density", "/ matched", "/ noise")]
     return _table(head, (_row(layer, i) for layer in report["layers"] for i in range(len(layer["runs"]))))
 
 

@@ -162,6 +162,8 @@ def _agreement(axis: Any, report: dict[str, Any]) -> bool:
     axis.set_xticks(range(len(rows)), ["–".join(str(run + 1) for run in row["runs"]) for row in rows])
     axis.set_xlabel("runs compared")
     axis.set_ylabel("Jaccard index")
+    axis.set_xlim(-1, len(rows))
+    axis.set_ylim(0, 1.3)
     if rows:
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, ncols=3)
     return bool(rows)
