@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from imgrl.analysis.masks import MaskKind
 from imgrl.anchor.schedule import Constant, Schedule
 from imgrl.objectives.image import AWM, CRD, DGPO, GRPO, NFT, AnyObjective
 from imgrl.policies.lora import LoraSpec
@@ -81,6 +82,9 @@ class Model:
     """A diffusers pipeline folder (SD3 or Flux), a hub name, or a bundled model."""
     train: Literal["lora", "full"] = "lora"
     lora: LoraSpec = LoraSpec()
+    mask: MaskKind | None = None
+    """Full fine-tuning of some entries of each matrix only, chosen before training: the smallest (``low``), those
+    outside the principal directions (``not_principal``), either (``safe``), or as many at random (``random``)."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of the network's arithmetic; trained weights and losses stay float32."""
     vae_dtype: Literal["fp32", "bf16"] = "fp32"

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
+from imgrl.analysis.masks import MaskKind
 from imgrl.objectives.text import ADPO, ASFT, DFT, DPO, FSFT, GRPO, SFT, SFTKL, SPINE, TRRD, TTRL, ReMix
 from imgrl.policies.lora import LoraSpec
 from imgrl.recipe import (
@@ -59,6 +60,8 @@ class TextModel:
     """A transformers folder, a hub name, or a bundled model."""
     train: Literal["lora", "full"] = "full"
     lora: LoraSpec = LoraSpec(rank=16, alpha=32, targets="all-linear")
+    mask: MaskKind | None = None
+    """Full fine-tuning of some entries of each matrix only; see the image recipe's."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the arithmetic; trained weights stay float32."""
     teacher: Text | None = None

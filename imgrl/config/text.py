@@ -73,6 +73,10 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
             "batch.micro must be left out for adpo, which compares whole groups in one forward pass, got "
             f"{batch.micro}; lower batch.groups instead"
         )
+    if recipe.model.mask is not None and recipe.model.train == "lora":
+        raise ConfigError(
+            "model.mask chooses entries of the model's own matrices, which a LoRA does not train; set model.train=full"
+        )
     passes = getattr(objective, "passes", 1)
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("run.steps", recipe.run.steps)):
         if every % passes:

@@ -94,6 +94,10 @@ def _check_rollout(recipe: Recipe, processes: int) -> None:
 
 
 def _check_settings(recipe: Recipe) -> None:
+    if recipe.model.mask is not None and recipe.model.train == "lora":
+        raise ConfigError(
+            "model.mask chooses entries of the model's own matrices, which a LoRA does not train; set model.train=full"
+        )
     if recipe.evaluation.weights == "ema" and recipe.evaluation.ema is None:
         raise ConfigError(
             "evaluation.weights is 'ema', so evaluation.ema must give the average's decay, such as 0.9"

@@ -52,6 +52,11 @@ class Updater:
             eps=settings.eps,
             weight_decay=settings.weight_decay,
         )
+        if recipe.model.mask is not None:
+            from imgrl.analysis.masks import MaskedUpdate, training_masks
+
+            names = policy.transformer.named_parameters()
+            MaskedUpdate(self.optimizer, training_masks(names, recipe.model.mask, seed=recipe.run.seed))
         # fp16 gradients of small losses vanish without scaling; bf16 and fp32 need none.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.model.dtype == "fp16")
 

@@ -1,18 +1,25 @@
 """The update half of a round, on a real tiny network with its inputs recorded."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_runs import CHEAP, GROUPS, SIZE, Batch, make_rollout, scramble, small_recipe, take
 from torch import Tensor
 
+from imgrl.analysis.masks import training_mask
 from imgrl.anchor import Constant, Linear, VelocityAnchor
+from imgrl.config import check_batch
+from imgrl.errors import ConfigError
 from imgrl.flow import TimeSampler
 from imgrl.objectives.image import AWM, CRD, DGPO, NFT
 from imgrl.policies import LoraSpec, load_policy
+from imgrl.recipe import Optimizer
 from imgrl.training.distributed import World
 from imgrl.training.groups import group_advantages
+from imgrl.training.image_loop import Trainer
 from imgrl.training.points import noised_points
 from imgrl.training.update import Updater
 
@@ -352,3 +359,16 @@ def test_the_learning_rate_follows_its_scale(policy, world, step, expected):
     moved = torch.cat([(p - b).abs().flatten() for p, b in zip(updater.parameters, before, strict=True)])
     # a first AdamW step moves every parameter that has a gradient by the rate, and decays it by rate x 1e-4
     assert moved.max().item() == pytest.approx(expected, rel=0.02, abs=0)
+
+
+def test_a_masked_run_leaves_the_other_entries_as_they_were(recipe, sd3):
+    made = recipe(model_train="full", model_mask="low", run_rounds=1, optimizer=Optimizer(weight_decay=0.1))
+    Trainer(made).train()
+    weights = load_file(Path(made.run.dir) / "checkpoints" / "step-1" / "weights.safetensors")
+    base = load_file(sd3 / "transformer" / "diffusion_pytorch_model.safetensors")
+    name = "transformer_blocks.0.attn.to_q.weight"
+    may, trained = training_mask(base[name], "low"), weights[f"current/{name}"]
+    assert torch.equal(trained[~may], base[name][~may])
+    assert not torch.equal(trained[may], base[name][may])
+    with pytest.raises(ConfigError, match="set model.train=full"):
+        check_batch(recipe(model_mask="low"))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
 from imgrl.anchor import Schedule
 from imgrl.errors import CheckpointError
 from imgrl.objectives.text.base import reduce
@@ -24,10 +25,24 @@ _TENSORS, _FACTS = "anchors.safetensors", "anchors.json"
 class AnchorFiles:
     """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint."""
 
-    def __init__(self, *args: Any, scale: Schedule, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, scale: Schedule, mask: MaskKind | None = None, **kwargs: Any) -> None:
         self.anchors: dict[str, Snapshot] = {}
         self.scale = scale
         super().__init__(*args, **kwargs)
+        trainer: Any = self
+        # From the weights before training: a resumed run loads its checkpoint only later.
+        self.masks = (
+            {}
+            if mask is None
+            else training_masks(trainer.model.named_parameters(), mask, seed=trainer.args.seed)
+        )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's optimiser; entries outside the masks keep their bits."""
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if self.masks:
+            MaskedUpdate(optimizer, self.masks)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The recipe's factor of the learning rate by step."""

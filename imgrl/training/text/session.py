@@ -124,6 +124,7 @@ class TextSession:
             "processing_class": tokenizer,
             "objective": objective,
             "scale": recipe.optimizer.scale,
+            "mask": recipe.model.mask,
             "peft_config": peft_config(recipe.model),
         }
         if objective.kind != "online":

@@ -113,7 +113,20 @@ def test_lora_trains_and_its_base_is_the_model_without_it(lm, tmp_path):
     assert any(tensor.abs().sum() > 0 for key, tensor in adapter.items() if "lora_B" in key)
 
 
+def test_a_masked_run_leaves_the_other_entries_as_they_were(lm, tmp_path, letters):
+    from imgrl.analysis.masks import training_mask
+
+    folder = tmp_path / "run"
+    run(*arguments("grpo", lm, folder, letters), "model.mask=low", "optimizer.weight_decay=0.1")
+    trained, base = load_file(folder / "model" / "model.safetensors"), load_file(lm / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    may = training_mask(base[name], "low")
+    assert torch.equal(trained[name][~may], base[name][~may])
+    assert not torch.equal(trained[name][may], base[name][may])
+
+
 BAD = [
+    (["tiny-lm/grpo", "model.mask=low", "model.train=lora"], "set model.train=full"),
     (["tiny-lm/grpo", "batch.group_size=1"], "at least 2 for grpo"),
     (["tiny-lm/sft", "batch.group_size=2"], "must be 1 for sft"),
     (["tiny-lm/grpo", "batch.micro=7"], "batch.micro must divide"),
