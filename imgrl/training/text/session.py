@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from imgrl.analysis.watch import DriftWatch
 from imgrl.data.texts import load_rows
 from imgrl.errors import CheckpointError, ConfigError
 from imgrl.recipe import as_dict
@@ -48,6 +49,7 @@ class TextSession:
     def __init__(self, recipe: TextRecipe, *, tell: Callable[[str], None] = lambda _: None) -> None:
         self.recipe, self.tell = recipe, tell
         self.folder = open_folder(recipe.run.dir)
+        self.drift: DriftWatch | None = None
 
     def train(self, *, resume: bool = False) -> TextSummary:
         """Train to the end, or go on from the newest checkpoint."""
@@ -69,6 +71,8 @@ class TextSession:
         heldout = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)
         trainer = self._trainer(model, tokenizer, teacher)
         self._describe(trainer)
+        if recipe.model.train == "full":  # from the weights before training, also where a run is resumed
+            self.drift = DriftWatch(trainer.model.named_parameters())
         if newest is None:
             before = heldout(trainer.model)
             self._log(0, before)
@@ -255,7 +259,8 @@ def _callback(session: TextSession, heldout: HeldOut) -> Any:
                 began = time.monotonic()
                 scores = heldout(model)
                 self.last = (state.global_step, scores)
-                session._log(state.global_step, scores)
+                moved = {} if session.drift is None else session.drift.measure()
+                session._log(state.global_step, scores, moved)
                 session.tell(f"step {state.global_step}: held-out pass@1 {scores['pass@1']:.3f}")
                 self.paused += time.monotonic() - began
             limit = session.recipe.run.minutes

@@ -117,7 +117,12 @@ def test_a_masked_run_leaves_the_other_entries_as_they_were(lm, tmp_path, letter
     from imgrl.analysis.masks import training_mask
 
     folder = tmp_path / "run"
-    run(*arguments("grpo", lm, folder, letters), "model.mask=low", "optimizer.weight_decay=0.1")
+    settings = [
+        a.replace("evaluation.every=0", "evaluation.every=2") for a in arguments("grpo", lm, folder, letters)
+    ]
+    run(*settings, "model.mask=low", "optimizer.weight_decay=0.1")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert 0.5 < next(row["weights/sparsity"] for row in rows if "weights/sparsity" in row) < 1
     trained, base = load_file(folder / "model" / "model.safetensors"), load_file(lm / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     may = training_mask(base[name], "low")
