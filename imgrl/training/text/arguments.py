@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,11 @@ def peft_config(model: TextModel) -> Any:
 
 
 def _accumulation(recipe: TextRecipe, sequences: int) -> int:
-    import os
-
     own = sequences // int(os.environ.get("WORLD_SIZE", "1"))
     return own // (recipe.batch.micro or own)
 
 
 def _common(recipe: TextRecipe, folder: Path, *, sequences: int) -> dict[str, Any]:
-    import os
-
     import torch
 
     own = sequences // int(os.environ.get("WORLD_SIZE", "1"))

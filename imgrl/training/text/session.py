@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -182,16 +183,12 @@ class TextSession:
         write_json(self.folder / "environment.json", facts)
 
     def _log(self, step: int, heldout: dict[str, float], more: dict[str, Any] | None = None) -> None:
-        import json
-
         row = {"round": step, **(more or {}), **{f"heldout/{name}": value for name, value in heldout.items()}}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _rewind(self, step: int) -> None:
         """Drop rows after the checkpoint: a resumed run writes them again."""
-        import json
-
         file = self.folder / "metrics.jsonl"
         rows = [line for line in file.read_text().splitlines() if json.loads(line)["round"] <= step]
         replace(file, "".join(f"{row}\n" for row in rows))
