@@ -5,10 +5,10 @@
     python scripts/bench_text.py --json assets/benchmarks/text-losses.json
 
 Every row runs in a process of its own: it makes its inputs, notes the memory it holds, runs the loss and its gradient
-once to warm up and then ``--repeats`` times, and reports the fewest CPU seconds (what other
-processes take meanwhile does not count) and the peak beyond the inputs. The gradient
-of the logits, or of hidden states and output matrix, is part of that peak. From hidden states the product with the
-output matrix is part of the cost. A ratio compares with the row of TRL on the same inputs that ``versus`` names.
+once to warm up and then ``--repeats`` times, and reports the fewest CPU seconds (what other processes take meanwhile
+does not count) and the peak beyond the inputs. The gradient of the logits, or of hidden states and output matrix, is
+part of that peak; from hidden states the product with the output matrix is part of the cost. A ratio compares with
+the row of TRL on the same inputs that ``versus`` names.
 
 Rows are added in ``bench_text_rows.py``.
 """
@@ -69,7 +69,7 @@ def in_own_process(name: str, size: Size, repeats: int) -> dict[str, float]:
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"Row {name!r} failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"Row {name!r} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

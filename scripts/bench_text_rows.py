@@ -83,10 +83,10 @@ def ours(objective: Any, source: str) -> Callable[[Inputs], Tensor]:
                 anchor_hidden=inputs.anchor_hidden,
                 anchor_weight=inputs.weight.detach(),
             )
+        fields: dict[str, Any] = {**values, "mask": inputs.mask}
         if "anchor" in objective.needs:  # stored log-probabilities: nothing to compute
-            values["anchor"] = torch.full_like(inputs.mask, -10.0)
-        fields: dict[str, Any] = values
-        result = objective.loss(TextBatch(mask=inputs.mask, **fields)).loss
+            fields["anchor"] = torch.full_like(inputs.mask, -10.0)
+        result = objective.loss(TextBatch(**fields)).loss
         return result.mean() if result.ndim == 1 else reduce(result, inputs.mask, how=objective.reduction)
 
     return loss

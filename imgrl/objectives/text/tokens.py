@@ -2,11 +2,10 @@
 
 A chunk of positions at a time is brought to float32, reduced to a number per position and dropped; the backward
 pass computes the chunk again. What remains is the logits, which the caller made, and their gradient; from hidden
-states not even those are ever whole: memory then grows with the vocabulary by the output matrix alone.
+states not even those are ever whole: memory then grows with the vocabulary by the output matrix and one chunk.
 
 Shapes: ``n`` sequences, ``t`` positions, ``v`` vocabulary, ``h`` width. ``logits[i, j]`` must already predict
-``ids[i, j]``. Rather than cut the last position off the logits (autograd then pads their gradient with a copy), move
-the ids by one and give the last position mask 0.
+``ids[i, j]``. Cutting the last position off the logits costs autograd a copy; move the ids and mask 0 there.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from imgrl.flow.conventions import require_same_shape
 from imgrl.objectives.text.chunked import chunked, head_in_use, pick
-from imgrl.objectives.text.vocabulary import Want, formula_of, plan
+from imgrl.objectives.text.vocabulary import LEAST_ROWS, Want, formula_of, plan
 
 __all__ = ["Want", "head_statistics", "token_entropy", "token_kl", "token_log_probs", "token_statistics"]
 
@@ -90,7 +89,9 @@ def head_statistics(
             )
         anchor_weight, anchor_bias = weight, bias
     head, offset = head_in_use(anchor_weight, anchor_bias)
-    names, chunks = plan(want, anchor_hidden is not None, ids, mask, len(weight), temperature, chunk)
+    names, chunks = plan(
+        want, anchor_hidden is not None, ids, mask, len(weight), temperature, chunk, LEAST_ROWS
+    )
     anchor = None if anchor_hidden is None else partial(pick, anchor_hidden, head, offset)
     formula = formula_of(names, ids, anchor, temperature)
     values = chunked(formula, chunks, hidden, outputs=len(names), weight=weight, bias=bias)

@@ -12,7 +12,7 @@ from imgrl.anchor import categorical_kl
 from imgrl.flow.conventions import full_precision
 from imgrl.objectives.text.chunked import Formula, Index
 
-__all__ = ["CHUNK_LOGITS", "CHUNK_LOGITS_ELSEWHERE", "Want", "formula_of", "plan"]
+__all__ = ["CHUNK_LOGITS", "CHUNK_LOGITS_ELSEWHERE", "LEAST_ROWS", "Want", "formula_of", "plan"]
 
 Want = Literal["log_prob", "entropy", "forward_kl", "reverse_kl", "log_partition"]
 """Fields of a ``TextBatch``, and the logarithm of the sum of exponentiated logits."""
@@ -22,6 +22,9 @@ CHUNK_LOGITS = {"cpu": 2**20}
 
 CHUNK_LOGITS_ELSEWHERE = 2**24
 """Elsewhere 64 MiB in float32, enough to fill an accelerator."""
+
+LEAST_ROWS = 32
+"""Positions in a chunk at least, where its logits are a product: thinner ones take twice as long at 128k logits."""
 
 
 def formula_of(
@@ -64,6 +67,7 @@ def plan(
     vocabulary: int,
     temperature: float,
     chunk: int | None,
+    least: int = 1,
 ) -> tuple[list[Want], list[Index]]:
     """The names in a fixed order, and the positions to compute, chunk by chunk."""
     names: list[Want] = sorted(set(want))
@@ -81,5 +85,5 @@ def plan(
         raise ValueError(
             f"Expected tokens in [0, {vocabulary}), got {int(read.min())} to {int(read.max())}; mask what is no token."
         )
-    size = chunk or max(1, CHUNK_LOGITS.get(ids.device.type, CHUNK_LOGITS_ELSEWHERE) // vocabulary)
+    size = chunk or max(least, CHUNK_LOGITS.get(ids.device.type, CHUNK_LOGITS_ELSEWHERE) // vocabulary)
     return names, list(zip(torch.split(rows, size), torch.split(columns, size), strict=True))

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgrl.objectives.text import head_statistics, token_entropy, token_kl, token_log_probs, token_statistics
+from imgrl.objectives.text.vocabulary import plan
 
 EVERYTHING = ("log_prob", "entropy", "forward_kl", "reverse_kl", "log_partition")
 
@@ -249,6 +250,18 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
             if isinstance(x, torch.Tensor):
                 self.numel = max(self.numel, x.numel())
         return result
+
+
+def test_chunks_that_nobody_sized_hold_a_bounded_number_of_logits_but_no_thin_products():
+    ids = torch.zeros(2, 100, dtype=torch.long)
+
+    def longest(vocabulary, **more):
+        _, chunks = plan(["log_prob"], False, ids, None, vocabulary, 1.0, None, **more)
+        assert sum(len(rows) for rows, _ in chunks) == 200
+        return max(len(rows) for rows, _ in chunks)
+
+    assert longest(1000) == 200 and longest(2**16) == 16 and longest(2**22) == 1
+    assert longest(2**16, least=32) == longest(2**22, least=32) == 32
 
 
 def test_the_anchor_gets_no_gradient():
