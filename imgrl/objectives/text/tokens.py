@@ -84,8 +84,7 @@ def head_statistics(
     if anchor_weight is None:
         if anchor_hidden is not None and weight.requires_grad:
             raise ValueError(
-                "Expected anchor_weight beside anchor_hidden, since the policy's output matrix is trained; "
-                "pass the frozen model's matrix."
+                "Expected anchor_weight, since the policy's own is trained; pass the frozen model's output matrix."
             )
         anchor_weight, anchor_bias = weight, bias
     head, offset = head_in_use(anchor_weight, anchor_bias)
