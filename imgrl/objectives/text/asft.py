@@ -11,22 +11,20 @@ from typing import ClassVar, Literal
 
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss
-from imgrl.objectives.text.sft import supervised
+from imgrl.objectives.text.base import Need, TextBatch, TextLoss
+from imgrl.objectives.text.sft import Supervised, supervised
 
 __all__ = ["ASFT", "SFTKL"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Anchored:
+class _Anchored(Supervised):
     """What ASFT and SFT + KL have in common."""
 
     kl_weight: float = 0.05
     """Strength of the anchor; 0 removes the term and its forward pass."""
     kl_direction: Literal["forward", "reverse"] = "forward"
     """``forward`` is KL(base || policy), ``reverse`` KL(policy || base)."""
-    reduction: Reduction = "token"
-    """How tokens are averaged; ``token`` counts every loss token of the global batch alike."""
 
     def __post_init__(self) -> None:
         """Refuse a pull away from the anchor and a direction that does not exist."""
@@ -40,6 +38,17 @@ class _Anchored:
         """The exact KL in the chosen direction, unless its weight is 0."""
         kl: Need = "forward_kl" if self.kl_direction == "forward" else "reverse_kl"
         return frozenset({kl} if self.kl_weight > 0 else ())
+
+    def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
+        """Weighted cross-entropy plus the anchor, by token."""
+        del gather
+        return supervised(
+            batch,
+            name=self.name,
+            weight=self.weight,
+            kl_weight=self.kl_weight,
+            kl_direction=self.kl_direction,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +64,7 @@ class ASFT(_Anchored):
     paper: ClassVar[str] = "arXiv 2509.23753"
     kind: ClassVar[Literal["supervised"]] = "supervised"
     anchored: ClassVar[tuple[str, str, str]] = ("frozen base", "forward KL, exact", "added to weighted SFT")
-
-    def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
-        """Probability-weighted cross-entropy plus the anchor, by token."""
-        del gather
-        return supervised(
-            batch,
-            name=self.name,
-            weight="probability",
-            kl_weight=self.kl_weight,
-            kl_direction=self.kl_direction,
-        )
+    weight: ClassVar[Literal["none", "probability"]] = "probability"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +75,4 @@ class SFTKL(_Anchored):
     paper: ClassVar[str] = "arXiv 2509.23753"
     kind: ClassVar[Literal["supervised"]] = "supervised"
     anchored: ClassVar[tuple[str, str, str]] = ("frozen base", "forward KL, exact", "added to SFT")
-
-    def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
-        """Cross-entropy plus the anchor, by token."""
-        del gather
-        return supervised(
-            batch, name=self.name, weight="none", kl_weight=self.kl_weight, kl_direction=self.kl_direction
-        )
+    weight: ClassVar[Literal["none", "probability"]] = "none"

@@ -19,7 +19,7 @@ from imgrl.anchor import Piecewise, Schedule, identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
-from imgrl.objectives.text.grpo import check_clip, check_kl, clip_share, online
+from imgrl.objectives.text.clipped import check_clip, check_kl, clip_share, online
 
 __all__ = ["LAM", "ReMix", "draw_ages"]
 

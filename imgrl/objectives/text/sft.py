@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, require
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
 
-__all__ = ["DFT", "SFT", "sft_loss", "supervised"]
+__all__ = ["DFT", "SFT", "Supervised", "sft_loss", "supervised"]
 
 
 def sft_loss(
@@ -58,33 +57,27 @@ def supervised(
     kl_direction: Literal["forward", "reverse"] = "forward",
 ) -> TextLoss:
     """The loss on the batch's loss tokens; elsewhere values are replaced before they can spread."""
-    counts = batch.mask > 0
-
-    def kept(x: Tensor) -> Tensor:
-        return torch.where(counts, x, torch.zeros_like(x))
-
-    log_prob = kept(batch.log_prob)
+    log_prob = kept(batch.log_prob, batch.mask)
     kl = None
     if kl_weight > 0:
-        kl = kept(require(batch, "forward_kl" if kl_direction == "forward" else "reverse_kl", name))
+        given = require(batch, "forward_kl" if kl_direction == "forward" else "reverse_kl", name)
+        kl = kept(given, batch.mask)
     loss = sft_loss(log_prob, weight=weight, kl=kl, kl_weight=kl_weight)
-    metrics = {"cross_entropy": -log_prob.detach(), "probability": kept(log_prob.detach().exp())}
+    metrics = {"cross_entropy": -log_prob.detach(), "probability": kept(log_prob.detach().exp(), batch.mask)}
     if kl is not None:
         metrics["anchor_kl"] = kl.detach()
     return TextLoss(loss, metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT:
-    """Plain supervised fine-tuning: cross-entropy on the demonstrated tokens."""
+class Supervised:
+    """What objectives on demonstrations share; ``name`` and ``weight`` are their own."""
 
-    name: ClassVar[str] = "sft"
-    paper: ClassVar[str] = "-"
-    kind: ClassVar[Literal["supervised"]] = "supervised"
-    anchored: ClassVar[tuple[str, str, str]] = ("none", "none", "nowhere")
+    name: ClassVar[str]
+    weight: ClassVar[Literal["none", "probability"]]
 
     reduction: Reduction = "token"
-    """How tokens are averaged; ``token`` counts every loss token of the global batch alike."""
+    """How tokens are averaged; ``token`` counts every loss token of the global batch alike, whatever its weight."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -92,13 +85,24 @@ class SFT:
         return frozenset()
 
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
-        """Cross-entropy by token."""
+        """Weighted cross-entropy by token."""
         del gather
-        return supervised(batch, name=self.name, weight="none")
+        return supervised(batch, name=self.name, weight=self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFT:
+class SFT(Supervised):
+    """Plain supervised fine-tuning: cross-entropy on the demonstrated tokens."""
+
+    name: ClassVar[str] = "sft"
+    paper: ClassVar[str] = "-"
+    kind: ClassVar[Literal["supervised"]] = "supervised"
+    anchored: ClassVar[tuple[str, str, str]] = ("none", "none", "nowhere")
+    weight: ClassVar[Literal["none", "probability"]] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFT(Supervised):
     """Dynamic fine-tuning: cross-entropy times the token's own probability.
 
     It has no reference to hold it and no pull at tokens of probability 0, which it never learns; see ASFT.
@@ -108,16 +112,4 @@ class DFT:
     paper: ClassVar[str] = "arXiv 2508.05629"
     kind: ClassVar[Literal["supervised"]] = "supervised"
     anchored: ClassVar[tuple[str, str, str]] = ("the policy itself", "probability", "weight of each token")
-
-    reduction: Reduction = "token"
-    """How tokens are averaged; the denominator counts tokens, not weights."""
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """Nothing beyond the live log-probabilities."""
-        return frozenset()
-
-    def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
-        """Probability-weighted cross-entropy by token."""
-        del gather
-        return supervised(batch, name=self.name, weight="probability")
+    weight: ClassVar[Literal["none", "probability"]] = "probability"

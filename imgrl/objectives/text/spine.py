@@ -17,8 +17,8 @@ from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
+from imgrl.objectives.text.clipped import check_clip, check_kl, clip_share, online
 from imgrl.objectives.text.forking import Limits, entropy_band, fork_mask, limits_of
-from imgrl.objectives.text.grpo import check_clip, check_kl, clip_share, online
 
 __all__ = ["SPINE", "TTRL"]
 

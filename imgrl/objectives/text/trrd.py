@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
-from imgrl.objectives.text.grpo import KlEstimate, check_clip, check_kl, clip_share, online, policy_kl
+from imgrl.objectives.text.base import Need, TextBatch, TextLoss, kept, require
+from imgrl.objectives.text.clipped import Clipped, clip_share, online
 
 __all__ = ["TRRD", "trust_log_ratio"]
 
@@ -51,7 +50,7 @@ def trust_log_ratio(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRRD:
+class TRRD(Clipped):
     """GRPO whose ratio is anchored to the old policy and a teacher at once; the published setting as defaults."""
 
     name: ClassVar[str] = "trrd"
@@ -69,23 +68,12 @@ class TRRD:
     """Largest size of the teacher's log-ratio, nats."""
     straight_through: bool = False
     """Whether gradients pass where that limit holds."""
-    clip_low: float = 0.2
-    """Distance below 1 beyond which a ratio earns no gradient."""
     clip_high: float = 0.28
     """Distance above 1."""
-    kl_weight: float = 0.0
-    """Strength of a KL to the frozen reference."""
-    kl: KlEstimate = "k3"
-    """How that KL is computed."""
-    kl_weighted: bool = False
-    """Whether a sampled KL is weighted by the plain ratio to the old policy."""
-    reduction: Reduction = "sequence_mean"
-    """How tokens are averaged."""
 
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
-        check_clip(self.clip_low, self.clip_high)
-        check_kl(self.kl_weight, self.kl, self.kl_weighted, self.reduction)
+        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"Expected alpha in [0, 1], got {self.alpha}; 1 is GRPO, 0 the teacher alone.")
         if self.limit is not None and not self.limit > 0:
@@ -94,12 +82,8 @@ class TRRD:
     @property
     def needs(self) -> frozenset[Need]:
         """Old and teacher log-probabilities, advantages, and the anchor where its weight is not 0."""
-        wanted: set[Need] = {"old", "advantage"}
-        if self.alpha < 1:
-            wanted.add("teacher")
-        if self.kl_weight > 0:
-            wanted.add("reverse_kl" if self.kl == "exact" else "anchor")
-        return frozenset(wanted)
+        teacher: Need = "teacher"
+        return frozenset((*super().needs, *((teacher,) if self.alpha < 1 else ())))
 
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
         """Clipped surrogate at the mixture's ratio, plus the KL, by token."""
@@ -136,8 +120,4 @@ class TRRD:
             # What the mixture alone has removed, before any step: not zero as in GRPO.
             "clipped_at_old": clip_share(log_ratio - plain, advantage, batch.mask, low=low, high=high),
         }
-        if self.kl_weight > 0:
-            kl = policy_kl(batch, estimate=self.kl, name=self.name, weighted=self.kl_weighted)
-            metrics["anchor_kl"] = kl.detach()
-            loss = loss + self.kl_weight * kl
-        return TextLoss(torch.where(batch.mask > 0, loss, torch.zeros_like(loss)), metrics)
+        return self.with_kl(loss, metrics, batch)

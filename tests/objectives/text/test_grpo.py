@@ -9,7 +9,7 @@ from tokenwise import batch_of, chosen, drawn, gradient, moved
 from imgrl.anchor import categorical_kl, sampled_kl
 from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text import GRPO, SPINE, TRRD, TTRL, ReMix, TextBatch, reduce
-from imgrl.objectives.text.grpo import check_kl, policy_kl
+from imgrl.objectives.text.clipped import check_kl, policy_kl
 
 
 @settings(deadline=None)
