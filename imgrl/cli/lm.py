@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from imgrl.cli.common import AsJson, print_json, split_arguments
+from imgrl.cli.common import AsJson, print_json
+from imgrl.cli.runs import Quiet, Resume, is_main, recipe_of_run
 from imgrl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from imgrl.recipe_text import TextRecipe
 
 __all__ = ["app"]
 
@@ -33,11 +30,9 @@ TextArguments = Annotated[
 @app.command()
 def train(
     arguments: TextArguments = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue the run in this folder; its recipe is used.", metavar="RUN")
-    ] = None,
+    resume: Resume = None,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Post-train a language model.
 
@@ -45,15 +40,18 @@ def train(
     `pip install 'imgrl[lm]'`. Ctrl-C finishes the step, saves and exits with code 130.
     """
     _require_trl()
-    recipe = _recipe(arguments, resume)
+    from imgrl.config.text import DEFAULT_TEXT_RECIPE, resolve_text
     from imgrl.training.text.session import TextSession
 
+    recipe = recipe_of_run(
+        arguments, resume, resolve=resolve_text, default=DEFAULT_TEXT_RECIPE, command="imgrl lm train"
+    )
     silent = quiet or as_json
     session = TextSession(recipe, tell=(lambda _: None) if silent else typer.echo)
     summary = session.train(resume=resume is not None)
-    if as_json:
+    if as_json and is_main():
         print_json(summary.as_dict())
-    elif not quiet:
+    elif not silent and is_main():
         typer.echo(f"everything is in {summary.run_dir}")
     if summary.interrupted:
         raise typer.Exit(130)
@@ -90,19 +88,3 @@ def _require_trl() -> None:
     missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"imgrl lm train needs {' and '.join(missing)}: run `pip install 'imgrl[lm]'`")
-
-
-def _recipe(arguments: list[str] | None, resume: Path | None) -> TextRecipe:
-    from imgrl.cli.train import new_folder, saved_recipe
-    from imgrl.config.text import DEFAULT_TEXT_RECIPE, resolve_text
-
-    name, overrides = split_arguments(arguments)
-    if resume is not None:
-        if name is not None:
-            raise ConfigError(f"--resume uses the recipe in {resume}, so leave out the recipe {name!r}")
-        recipe = resolve_text(saved_recipe(resume), overrides)
-        return replace(recipe, run=replace(recipe.run, dir=str(resume)))
-    recipe = resolve_text(name, overrides)
-    if recipe.run.dir is None:
-        recipe = replace(recipe, run=replace(recipe.run, dir=new_folder(name or DEFAULT_TEXT_RECIPE)))
-    return recipe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imgrl.cli.common import Arguments, AsJson, print_json, split_arguments
+from imgrl.cli.runs import Quiet, new_folder, processes, refuse_results, saved_recipe
 from imgrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ def style(
         Path | None, typer.Option(help="Continue the run in this folder, and measure it.", metavar="RUN")
     ] = None,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Customise a model to a style with Adv-GRPO's learning reward; default recipe: tiny-sd3/style.
 
     Every fifth picture is kept back. Written to the run folder: the LoRA (`imgrl export RUN --strength 0.5` for half of
     it), style/before-after.png, and style/style.json with figures at strength 0, 0.5 and 1.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ConfigError("imgrl style runs in one process; start it without torchrun or accelerate launch")
     recipe = _prepared(arguments, images, prompts, model) if resume is None else _resumed(arguments, resume)
     from imgrl.cli.train import run_recipe
@@ -70,11 +70,10 @@ def _prepared(
     arguments: Sequence[str] | None, images: str | None, prompts: str | None, model: str | None
 ) -> Recipe:
     """Check everything given, and write into the run folder what the run will use."""
-    from imgrl.cli.train import new_folder
     from imgrl.config import resolve
     from imgrl.rewards.spec import RewardSpec
     from imgrl.rewards.splitting import split_references
-    from imgrl.training.run_folder import holds_results, open_folder
+    from imgrl.training.run_folder import open_folder
 
     if images is None:
         raise ConfigError("--images is missing: give a folder of pictures, or world:outlined to try it out")
@@ -88,8 +87,7 @@ def _prepared(
             "imgrl style trains a LoRA, whose strength can be chosen, but model.train is not lora"
         )
     folder = Path(recipe.run.dir or new_folder(name or _RECIPE))
-    if holds_results(folder):
-        raise ConfigError(f"{folder} already holds a run; continue it with `imgrl style --resume {folder}`")
+    refuse_results(folder, "imgrl style")
     own = open_folder(str(folder)) / "style"
     train, _ = split_references(images, own)
     spec = recipe.rewards[reward]
@@ -162,7 +160,6 @@ def _with_prompts(recipe: Recipe, prompts: Sequence[Prompt], folder: Path) -> Re
 
 
 def _resumed(arguments: Sequence[str] | None, run: Path) -> Recipe:
-    from imgrl.cli.train import saved_recipe
     from imgrl.config import resolve
 
     name, overrides = split_arguments(arguments)

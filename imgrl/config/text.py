@@ -10,6 +10,7 @@ from imgrl.config.overrides import apply_overrides
 from imgrl.config.rewards import named_rewards
 from imgrl.config.tree import parse_file
 from imgrl.errors import ConfigError
+from imgrl.objectives.text.base import passes_of
 from imgrl.recipe_text import TextRecipe
 from imgrl.resources import recipe_path
 
@@ -59,6 +60,11 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
         raise ConfigError(
             f"batch.groups x batch.group_size is {total}, which {processes} processes cannot share evenly"
         )
+    if online and batch.groups % processes:
+        raise ConfigError(
+            f"batch.groups must be a multiple of the {processes} processes, each of which holds whole groups, got "
+            f"{batch.groups}"
+        )
     micro = batch.micro or total // processes
     if (total // processes) % micro:
         raise ConfigError(
@@ -73,11 +79,15 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
             "batch.micro must be left out for adpo, which compares whole groups in one forward pass, got "
             f"{batch.micro}; lower batch.groups instead"
         )
+    if recipe.model.train == "lora" and recipe.model.lora.seed != 0:
+        raise ConfigError(
+            "model.lora.seed has no effect here, the adapter starts from run.seed; leave it out"
+        )
     if recipe.model.mask is not None and recipe.model.train == "lora":
         raise ConfigError(
             "model.mask chooses entries of the model's own matrices, which a LoRA does not train; set model.train=full"
         )
-    passes = getattr(objective, "passes", 1)
+    passes = passes_of(objective)
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("run.steps", recipe.run.steps)):
         if every % passes:
             raise ConfigError(

@@ -40,8 +40,9 @@ def holds_results(folder: Path) -> bool:
 
     A run that died before its first checkpoint left nothing to continue from, so it may be started again.
     """
-    results = (folder / "summary.json", folder / "lora")
-    return any((folder / "checkpoints").glob("step-*")) or any(path.exists() for path in results)
+    results = (folder / "summary.json", folder / "lora", folder / "model")
+    checkpoints = (folder / "checkpoints").glob("*-*")  # step-N of image runs, checkpoint-N of language runs
+    return any(checkpoints) or any(path.exists() for path in results)
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -2,10 +2,14 @@
 
 import pytest
 
-from imgrl.cli.train import _recipe
-from imgrl.config import dump
+from imgrl.cli.runs import recipe_of_run
+from imgrl.config import DEFAULT_RECIPE, dump, resolve
 from imgrl.errors import ConfigError
 from imgrl.recipe import Recipe, Run
+
+
+def _recipe(arguments, resume):
+    return recipe_of_run(arguments, resume, resolve=resolve, default=DEFAULT_RECIPE, command="imgrl train")
 
 
 @pytest.mark.parametrize(

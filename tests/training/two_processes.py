@@ -26,3 +26,11 @@ def two(target, *arguments):
     for process in ranks:
         process.kill()
     assert codes == [0, 0]
+
+
+def command(arguments):
+    """A target: an `imgrl` command."""
+    from imgrl.cli.main import app
+
+    code = app([str(argument) for argument in arguments], standalone_mode=False)
+    assert not code, f"exit code {code}"

@@ -19,7 +19,17 @@ from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.flow.conventions import require_same_shape
 
-__all__ = ["Need", "Reduction", "TextBatch", "TextLoss", "TextObjective", "kept", "reduce", "require"]
+__all__ = [
+    "Need",
+    "Reduction",
+    "TextBatch",
+    "TextLoss",
+    "TextObjective",
+    "kept",
+    "passes_of",
+    "reduce",
+    "require",
+]
 
 Need = Literal[
     "old", "current", "anchor", "teacher", "previous_kl", "advantage", "entropy", "forward_kl", "reverse_kl"
@@ -123,6 +133,11 @@ class TextObjective(Protocol):
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
         """The loss by token or by sequence; no mean is taken."""
         ...
+
+
+def passes_of(objective: object) -> int:
+    """Updates on each batch of rollouts; 1 unless the objective has ``passes``."""
+    return getattr(objective, "passes", 1)
 
 
 def require(batch: TextBatch, field: Need, name: str) -> Tensor:

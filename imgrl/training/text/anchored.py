@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
 from imgrl.anchor import Schedule
 from imgrl.errors import CheckpointError
 from imgrl.objectives.text.base import reduce
+from imgrl.training.run_folder import read_json, write_json
 from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["AnchorFiles", "note"]
@@ -77,7 +77,7 @@ class AnchorFiles:
             for key, tensor in snapshot.state_dict().items()
         }
         save_file(tensors | self.stored(), folder / _TENSORS)
-        (folder / _FACTS).write_text(json.dumps({"anchors": sorted(self.anchors), **self.facts()}))
+        write_json(folder / _FACTS, {"anchors": sorted(self.anchors), **self.facts()})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -88,7 +88,7 @@ class AnchorFiles:
             raise CheckpointError(
                 f"{folder} has no {_TENSORS}: it was not written by imgrl or is incomplete; resume from another."
             )
-        facts = json.loads((folder / _FACTS).read_text())
+        facts = read_json(folder / _FACTS)
         if facts["anchors"] != sorted(self.anchors):
             raise CheckpointError(
                 f"{folder} keeps the anchors {facts['anchors']}, but this objective has {sorted(self.anchors)}; resume "

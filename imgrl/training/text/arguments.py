@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from imgrl.objectives.text.base import passes_of
 from imgrl.recipe_text import TextModel, TextRecipe
 
 __all__ = ["online_arguments", "peft_config", "preference_arguments", "supervised_arguments"]
@@ -20,7 +21,7 @@ def online_arguments(recipe: TextRecipe, folder: Path, *, weights: list[float]) 
         **_common(recipe, folder, sequences=batch.groups * batch.group_size),
         num_generations=batch.group_size,
         steps_per_generation=_accumulation(recipe, batch.groups * batch.group_size),
-        num_iterations=getattr(recipe.objective, "passes", 1),
+        num_iterations=passes_of(recipe.objective),
         max_completion_length=recipe.generation.max_tokens,
         temperature=recipe.generation.temperature,
         top_p=recipe.generation.top_p,
@@ -60,11 +61,16 @@ def peft_config(model: TextModel) -> Any:
         return None
     from peft import LoraConfig
 
-    targets = model.lora.targets
+    targets: Any = model.lora.targets
+    if targets == "default":
+        targets = None  # peft's own list for the model's family
+    elif not isinstance(targets, str):
+        targets = list(targets)
     return LoraConfig(
         r=model.lora.rank,
         lora_alpha=model.lora.alpha,  # type: ignore[arg-type]  # peft takes any number
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=targets,
+        init_lora_weights="gaussian" if model.lora.init == "gaussian" else True,  # True is Kaiming
         task_type="CAUSAL_LM",
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from imgrl.objectives.text import ReMix
-from imgrl.objectives.text.base import TextBatch, TextObjective, reduce
+from imgrl.objectives.text.base import TextBatch, TextObjective, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
 from imgrl.training.text.anchored import AnchorFiles, note
 from imgrl.training.text.replay import Group, History, pad_alike
@@ -67,7 +67,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     @property
     def rollouts(self) -> int:
         """Rollouts finished so far: the step that papers with several updates a rollout count in."""
-        return self.state.global_step // getattr(self.objective, "passes", 1)
+        return self.state.global_step // passes_of(self.objective)
 
     def _log_probs(self, model: Any, rows: Rows) -> Tensor:
         return log_probs(
@@ -87,17 +87,17 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
                 self.anchors["base"].renew(policy)
 
     def _ages(self, groups: int) -> list[int]:
-        """How old each group of this batch is; at least one is fresh."""
+        """How old each group of this batch is, the same on every process; at least one is fresh."""
         objective, history = self.objective, self.history
         if not isinstance(objective, ReMix) or history is None or not objective.replays(self.rollouts):
             return [0] * groups
-        generator = self._replay_generator(0)
+        generator = self._replay_generator(0, process=0)  # TRL gathers rewards: as many fresh rows everywhere
         ages = draw_ages(groups, replay=objective.replay, available=history.ages, generator=generator)
         return ages if 0 in ages else [0, *ages[1:]]
 
-    def _replay_generator(self, salt: int) -> torch.Generator:
+    def _replay_generator(self, salt: int, *, process: int) -> torch.Generator:
         """Its numbers depend on the seed, the step and the process alone, so a resumed run draws the same."""
-        key = (self.args.seed * 1_000_003 + self.state.global_step) * 4096 + self.accelerator.process_index
+        key = (self.args.seed * 1_000_003 + self.state.global_step) * 4096 + process
         return torch.Generator().manual_seed(2 * key + salt)
 
     def _mixed(self, output: dict[str, Any], ages: list[int]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         fresh: list[Group] = [
             {k: t[i * size : (i + 1) * size] for k, t in kept.items()} for i in range(count)
         ]
-        generator = self._replay_generator(1)
+        generator = self._replay_generator(1, process=self.accelerator.process_index)
         replayed = [self.history.draw(age, generator) for age in ages if age]
         self._metrics["train"]["objective/replayed"].append(len(replayed) / len(ages))
         self.history.add(fresh)

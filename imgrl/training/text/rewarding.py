@@ -40,7 +40,10 @@ class TextReward:
                     f"failure_budget of {self.budget:.0%}; {scores}."
                 )
             return [None] * len(rows)
-        return [None if math.isnan(score) else score for score in scores.tolist()]
+        found = [None if math.isnan(score) else score for score in scores.tolist()]
+        if "log_metric" in columns:
+            columns["log_metric"](f"rewards/{self.reward.name}/none", found.count(None) / len(found))
+        return found
 
 
 def build_rewards(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ import yaml
 from imgrl.analysis.watch import DriftWatch
 from imgrl.data.texts import load_rows
 from imgrl.errors import CheckpointError, ConfigError
+from imgrl.objectives.text.base import passes_of
 from imgrl.recipe import as_dict
 from imgrl.recipe_text import TextRecipe
+from imgrl.training.distributed import World
 from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
 from imgrl.training.text.heldout import HeldOut
+from imgrl.training.tracking import Metrics, environment
 
 __all__ = ["TextSession", "TextSummary"]
 
@@ -44,13 +47,26 @@ class TextSession:
 
     Args:
         recipe: what to run.
-        tell: receives a line for the user now and then.
+        tell: receives a line for the user now and then, on the main process.
     """
 
+    world: World
+    metrics: Metrics
+
     def __init__(self, recipe: TextRecipe, *, tell: Callable[[str], None] = lambda _: None) -> None:
-        self.recipe, self.tell = recipe, tell
+        self.recipe, self._tell = recipe, tell
         self.folder = open_folder(recipe.run.dir)
         self.drift: DriftWatch | None = None
+
+    def tell(self, line: str) -> None:
+        """Say a line, once and not on every process."""
+        if self.world.main:
+            self._tell(line)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run folder, on the main process."""
+        if self.world.main:
+            write_json(self.folder / name, value)
 
     def train(self, *, resume: bool = False) -> TextSummary:
         """Train to the end, or go on from the newest checkpoint."""
@@ -63,7 +79,8 @@ class TextSession:
         _hush()
         if not resume and holds_results(folder):
             raise ConfigError(
-                f"{folder} already holds a run; continue it with `imgrl lm train --resume {folder}`"
+                f"{folder} already holds a run; continue it with `imgrl lm train --resume {folder}`, or choose "
+                "another run.dir"
             )
         newest = _newest(folder) if resume else None
         set_seed(recipe.run.seed)
@@ -71,16 +88,18 @@ class TextSession:
         teacher = load_teacher(recipe.model, tokenizer) if recipe.model.teacher else None
         heldout = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)
         trainer = self._trainer(model, tokenizer, teacher)
-        self._describe(trainer)
+        self.world = World(trainer.accelerator)
+        self.metrics = Metrics(folder, self.world)
+        self._describe()
         if recipe.model.train == "full":  # from the weights before training, also where a run is resumed
             self.drift = DriftWatch(trainer.model.named_parameters())
         if newest is None:
             before = heldout(trainer.model)
-            self._log(0, before)
-            write_json(folder / "before.json", before)
+            self.log(0, before)
+            self.keep("before.json", before)
         else:
             before = read_json(folder / "before.json")
-            self._rewind(int(newest.name.rpartition("-")[2]))
+            self.metrics.rewind(int(newest.name.rpartition("-")[2]))
         self.tell(f"held-out pass@1 before training: {before['pass@1']:.3f}")
         watch = _callback(self, heldout)
         trainer.add_callback(watch)
@@ -96,9 +115,10 @@ class TextSession:
         step = trainer.state.global_step
         after = watch.last[1] if watch.last and watch.last[0] == step else heldout(trainer.model)
         if not (watch.last and watch.last[0] == step):
-            self._log(step, after)
+            self.log(step, after)
         trainer.save_model(str(self.folder / "model"))
-        trainer.processing_class.save_pretrained(str(self.folder / "model"))
+        if self.world.main:
+            trainer.processing_class.save_pretrained(str(self.folder / "model"))
         spec = self.recipe.evaluation
         summary = TextSummary(
             run_dir=str(self.folder),
@@ -109,7 +129,7 @@ class TextSession:
             protocol=as_dict(spec) | {"max_tokens": self.recipe.generation.max_tokens},
             interrupted=watch.interrupted,
         )
-        write_json(self.folder / "summary.json", summary.as_dict())
+        self.keep("summary.json", summary.as_dict())
         self.tell(
             f"held-out pass@1 after {step} steps: {after['pass@1']:.3f} (before: {before['pass@1']:.3f})"
         )
@@ -171,36 +191,33 @@ class TextSession:
 
     # -------------------------------------------------------------- writing
 
-    def _describe(self, trainer: Any) -> None:
-        from imgrl.training.distributed import World
-        from imgrl.training.tracking import environment
+    def _describe(self) -> None:
+        if self.world.main:
+            recipe = yaml.safe_dump(as_dict(self.recipe), sort_keys=False, allow_unicode=True)
+            replace(self.folder / "config.yaml", recipe)
+        self.keep("environment.json", environment(self.world))
 
-        replace(
-            self.folder / "config.yaml",
-            yaml.safe_dump(as_dict(self.recipe), sort_keys=False, allow_unicode=True),
-        )
-        facts = environment(World(trainer.accelerator))
-        write_json(self.folder / "environment.json", facts)
-
-    def _log(self, step: int, heldout: dict[str, float], more: dict[str, Any] | None = None) -> None:
-        row = {"round": step, **(more or {}), **{f"heldout/{name}": value for name, value in heldout.items()}}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _rewind(self, step: int) -> None:
-        """Drop rows after the checkpoint: a resumed run writes them again."""
-        file = self.folder / "metrics.jsonl"
-        rows = [line for line in file.read_text().splitlines() if json.loads(line)["round"] <= step]
-        replace(file, "".join(f"{row}\n" for row in rows))
+    def log(self, step: int, heldout: Mapping[str, float], more: Mapping[str, float] | None = None) -> None:
+        """A row of ``metrics.jsonl``."""
+        self.metrics.log(step, {**(more or {}), **{f"heldout/{name}": v for name, v in heldout.items()}})
 
 
 def _hush() -> None:
-    """No loading bars of other libraries."""
+    """No loading bars of other libraries, no page about each completion without a reward: they are counted."""
     import datasets
     import transformers
 
+    trl = logging.getLogger("trl.trainer.grpo_trainer")
+    if not any(isinstance(item, _LeftOut) for item in trl.filters):
+        trl.addFilter(_LeftOut())
+
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+
+
+class _LeftOut(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "returned None" not in record.getMessage()
 
 
 def _newest(folder: Path) -> Path:
@@ -242,7 +259,7 @@ def _callback(session: TextSession, heldout: HeldOut) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
             if "loss" in numbers:
-                session._log(state.global_step, {}, numbers)
+                session.log(state.global_step, {}, numbers)
                 reward = (
                     f"  reward {numbers['reward']:.3f}"
                     if "reward" in numbers
@@ -251,22 +268,26 @@ def _callback(session: TextSession, heldout: HeldOut) -> Any:
                 session.tell(f"step {state.global_step}/{state.max_steps}{reward}")
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if state.global_step == state.max_steps:  # with checkpoint.every=0 the only one
+                control.should_save = True
             every = session.recipe.evaluation.every
             if every and state.global_step % every == 0:
                 began = time.monotonic()
                 scores = heldout(model)
                 self.last = (state.global_step, scores)
                 moved = {} if session.drift is None else session.drift.measure()
-                session._log(state.global_step, scores, moved)
+                session.log(state.global_step, scores, moved)
                 session.tell(f"step {state.global_step}: held-out pass@1 {scores['pass@1']:.3f}")
                 self.paused += time.monotonic() - began
-            limit = session.recipe.run.minutes
-            spent = (time.monotonic() - self.started - self.paused) / 60
-            passes = getattr(session.recipe.objective, "passes", 1)
-            if state.global_step % passes == 0 and (
-                self.interrupted or (limit is not None and spent >= limit)
+            if state.global_step % passes_of(session.recipe.objective) == 0 and session.world.any(
+                self._finished()
             ):
                 control.should_training_stop = True
                 control.should_save = True
+
+        def _finished(self) -> bool:
+            limit = session.recipe.run.minutes
+            spent = (time.monotonic() - self.started - self.paused) / 60
+            return self.interrupted or (limit is not None and spent >= limit)
 
     return Watch()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_lm import save
+from two_processes import command, two
 from typer.testing import CliRunner
 
 from imgrl.cli.main import app
@@ -40,7 +41,7 @@ def letters(tmp_path, monkeypatch):
     return f"rewards={{letters: '{tmp_path}/spread.py:letters'}}"
 
 
-def arguments(name, lm, folder, reward=None):
+def arguments(name, lm, folder, reward=None, **other):
     sizes = (
         ["batch.groups=4", "batch.group_size=1"]
         if name in SUPERVISED
@@ -51,7 +52,8 @@ def arguments(name, lm, folder, reward=None):
         f"tiny-lm/{name.replace('_', '-')}",
         f"model.path={lm}",
         f"run.dir={folder}",
-        *SMALL,
+        *(text for text in SMALL if text.split("=")[0] not in other),
+        *(f"{key}={value}" for key, value in other.items()),
         *sizes,
         *rewards,
     ]
@@ -199,6 +201,65 @@ def test_no_resume_without_a_checkpoint_and_no_second_run_in_a_folder(lm, tmp_pa
     run(*arguments("sft", lm, folder))
     result = CliRunner().invoke(app, ["lm", "train", *arguments("sft", lm, folder)])
     assert result.exit_code == 2 and "already holds a run" in result.stderr
+    killed = tmp_path / "killed"  # its checkpoint is all it left
+    (killed / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    result = CliRunner().invoke(app, ["lm", "train", *arguments("sft", lm, killed)])
+    assert result.exit_code == 2 and "already holds a run" in result.stderr
     shutil.rmtree(folder / "checkpoints")
     result = CliRunner().invoke(app, ["lm", "train", "--resume", str(folder)])
     assert result.exit_code == 2 and "no whole checkpoint" in result.stderr
+
+
+def test_without_intermediate_checkpoints_the_last_one_is_saved(lm, tmp_path):
+    run(*arguments("sft", lm, tmp_path / "run", **{"checkpoint.every": 0}))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*-*")] == ["checkpoint-2"]
+
+
+def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(lm, tmp_path):
+    folder = tmp_path / "run"
+    run(*arguments("sft", lm, folder))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "lo')
+    run("--resume", folder, "run.steps=3", "checkpoint.every=3")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows if "loss" in row] == [1, 2, 3]
+
+
+def test_completions_without_a_vote_are_counted_and_not_zero(lm, tmp_path, caplog):
+    folder = tmp_path / "run"
+    output = run(*arguments("ttrl", lm, folder))  # random letters hold no answer
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rewards/vote/none"] for row in rows if "loss" in row] == [1.0, 1.0]
+    assert not any("reward" in row for row in rows)  # a mean of nothing is no number
+    assert "returned None" not in output + caplog.text
+
+
+def test_adapters_start_as_the_recipe_says(lm, tmp_path):
+    lora = ["model.train=lora", "optimizer.lr=1e-12", "model.lora.rank=8"]
+    spread = {}
+    for init in ("gaussian", "kaiming"):
+        run(*arguments("sft", lm, tmp_path / init), *lora, f"model.lora.init={init}")
+        state = load_file(tmp_path / init / "model" / "adapter_model.safetensors")
+        spread[init] = torch.cat([t.flatten() for name, t in state.items() if "lora_A" in name])
+    assert abs(float(spread["gaussian"].std()) * 8 - 1) < 0.1  # normal, deviation 1 / rank
+    assert float(spread["kaiming"].abs().max()) <= 16**-0.5  # uniform; 16 inputs or more
+
+
+@pytest.mark.parametrize("name", ["sft", "remix"])
+def test_two_processes_learn_what_one_learns(name, lm, tmp_path, letters):
+    """Supervised: the same global batch, so the same weights. Online: other samples, but one run."""
+    longer = {} if name == "sft" else {"checkpoint.every": 6, "run.steps": 6}
+    given = arguments(name, lm, tmp_path / "two", letters, **longer)
+    if name == "remix":  # four groups on each process, some of them old
+        given[given.index("batch.groups=2")] = "batch.groups=8"
+    two(command, ["lm", "train", *given])
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["round"] for row in rows if "loss" in row]
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] == (2 if name == "sft" else 6)
+    if name == "remix":
+        assert max(row.get("objective/replayed", 0) for row in rows) > 0
+        return
+    run(*arguments(name, lm, tmp_path / "one"))
+    one, both = (load_file(tmp_path / f / "model" / "model.safetensors") for f in ("one", "two"))
+    for key, tensor in one.items():
+        torch.testing.assert_close(both[key], tensor, atol=2e-5, rtol=0)
