@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -43,16 +44,23 @@ def categorical_kl(
 ) -> Float[Tensor, " *n"]:
     """Exact KL of two categorical distributions, nats.
 
-    ``reverse`` is KL(policy || anchor), ``forward`` is KL(anchor || policy).
+    ``reverse`` is KL(policy || anchor), ``forward`` is KL(anchor || policy). An outcome that the first one rules out
+    (a logit of minus infinity, as masked vocabularies have) adds nothing; one that only the second rules out makes
+    it infinite.
     """
     require_same_shape(logits=logits, anchor_logits=anchor_logits)
     policy = full_precision(logits).log_softmax(-1)
     anchor = full_precision(anchor_logits).detach().log_softmax(-1)
     if direction == "reverse":
-        return (policy.exp() * (policy - anchor)).sum(-1)
+        return _kl(policy, anchor)
     if direction == "forward":
-        return (anchor.exp() * (anchor - policy)).sum(-1)
+        return _kl(anchor, policy)
     raise ValueError(f"Unknown KL direction {direction!r}; choose 'reverse' or 'forward'.")
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    gap = torch.where(log_p == -math.inf, 0.0, log_p - log_q)  # 0 log 0 is 0
+    return (log_p.exp() * gap).sum(-1)
 
 
 def sampled_kl(

@@ -14,7 +14,7 @@ from imgrl.objectives.text.base import passes_of
 from imgrl.recipe_text import TextRecipe
 from imgrl.resources import recipe_path
 
-__all__ = ["DEFAULT_TEXT_RECIPE", "check_text", "is_text_recipe", "resolve_text"]
+__all__ = ["DEFAULT_TEXT_RECIPE", "check_text", "resolve_text"]
 
 DEFAULT_TEXT_RECIPE = "tiny-lm/grpo"
 
@@ -31,11 +31,6 @@ def resolve_text(
     resolved = build(TextRecipe, named_rewards(apply_overrides(tree, overrides)))
     check_text(resolved, processes=processes)
     return resolved
-
-
-def is_text_recipe(name: str) -> bool:
-    """Whether a bundled recipe is for `imgrl lm train`."""
-    return "-lm/" in name or name.startswith("lm-")
 
 
 def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:

@@ -49,6 +49,7 @@ def _arithmetic(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     import numpy as np
 
     from imgrl.world import arithmetic
+    from imgrl.world.mistakes import mistaken
 
     if split not in ("train", "heldout"):
         raise ConfigError(f"arithmetic has the splits train and heldout, got 'arithmetic:{split}'")
@@ -68,16 +69,6 @@ def _arithmetic(split: str, count: int, seed: int) -> list[dict[str, Any]]:
         }
         for i, p in enumerate(problems)
     ]
-
-
-def mistaken(problem: Any, rng: Any) -> str:
-    """A completion with a wrong step and a wrong answer."""
-    from imgrl.world import arithmetic
-    from imgrl.world.mistakes import slipped
-
-    while arithmetic.verify(problem.prompt, text := slipped(problem, rng)):
-        pass  # a later factor brought the chain back
-    return text
 
 
 def _file(path: Path) -> list[dict[str, Any]]:

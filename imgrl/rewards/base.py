@@ -121,7 +121,8 @@ class Reward:
                 f"Reward {self.name!r} changed its images in place, which other rewards see too; "
                 "let it work on a copy."
             )
-        return check_scores(answer, texts, name=self.name)
+        what = "image" if isinstance(images, Tensor) else "completion"
+        return check_scores(answer, texts, name=self.name, what=what)
 
 
 def _version(images: Any) -> int:
@@ -135,7 +136,7 @@ def column_names(prompts: Iterable[Prompt]) -> frozenset[str]:
     return frozenset(key for prompt in prompts for key in prompt.columns)
 
 
-def check_scores(answer: Any, prompts: Sequence[str], *, name: str) -> Tensor:
+def check_scores(answer: Any, prompts: Sequence[str], *, name: str, what: str = "image") -> Tensor:
     """Turn a reward's answer into float32 [n], NaN where it said None.
 
     Raises:
@@ -155,16 +156,18 @@ def check_scores(answer: Any, prompts: Sequence[str], *, name: str) -> Tensor:
         )
     if len(answer) != len(prompts):
         raise RewardError(
-            f"Reward {name!r} was given {len(prompts)} images and returned {len(answer)} scores."
+            f"Reward {name!r} was given {len(prompts)} {what}s and returned {len(answer)} scores."
         )
-    scores = [_number(value, name, index, prompts[index]) for index, value in enumerate(answer)]
+    scores = [
+        _number(value, name, f"for {what} {index}, prompt {prompts[index]!r}")
+        for index, value in enumerate(answer)
+    ]
     return torch.tensor(scores, dtype=torch.float32)
 
 
-def _number(value: Any, name: str, index: int, prompt: str) -> float:
+def _number(value: Any, name: str, where: str) -> float:
     if value is None:
         return math.nan
-    where = f"for image {index}, prompt {prompt!r}"
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
         value = value.item()
     if not isinstance(value, numbers.Real | np.bool_):

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from imgrl.world.arithmetic import Problem, read
+from imgrl.world.arithmetic import Problem, read, verify
 
-__all__ = ["Kind", "imperfect", "slipped", "terse"]
+__all__ = ["Kind", "imperfect", "mistaken", "slipped", "terse"]
 
 Kind = Literal["right", "slipped", "terse"]
 
@@ -33,6 +33,13 @@ def slipped(problem: Problem, rng: np.random.Generator) -> str:
         return [*result[:i], result[i + 1], result[i], *result[i + 2 :]]
 
     return read(problem.prompt, twist).solution
+
+
+def mistaken(problem: Problem, rng: np.random.Generator) -> str:
+    """A completion with a wrong step and a wrong answer."""
+    while verify(problem.prompt, text := slipped(problem, rng)):
+        pass  # a later factor brought the chain back
+    return text
 
 
 def terse(problem: Problem) -> str:

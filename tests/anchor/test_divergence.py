@@ -92,3 +92,19 @@ def test_unknown_names_and_shapes_are_refused():
         sampled_kl(LOGITS, estimator="k4")
     with pytest.raises((ValueError, TypeCheckError)):
         velocity_gap(LOGITS, ANCHOR[:, :1])
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_an_impossible_outcome_adds_nothing_and_leaves_gradients_finite(direction):
+    policy = torch.tensor([[0.3, -1.0, -torch.inf]], requires_grad=True)
+    anchor = torch.tensor([[0.1, 0.4, -torch.inf]])
+    value = categorical_kl(policy, anchor, direction=direction)
+    torch.testing.assert_close(value, categorical_kl(policy[:, :2], anchor[:, :2], direction=direction))
+    value.sum().backward()
+    assert policy.grad is not None and bool(policy.grad.isfinite().all())
+
+
+def test_an_outcome_only_the_second_rules_out_makes_it_infinite():
+    both, one = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -torch.inf]])
+    assert categorical_kl(both, one, direction="reverse").item() == torch.inf
+    assert categorical_kl(both, one, direction="forward").item() == pytest.approx(0.6931472)
