@@ -18,9 +18,21 @@ from imgrl.analysis.update import LEVELS, Threshold, levels, low_level
 from imgrl.analysis.weights import as_matrix, blocks
 from imgrl.errors import ConfigError
 
-__all__ = ["MaskKind", "MaskedUpdate", "low", "principal", "training_mask", "training_masks"]
+__all__ = ["MaskKind", "MaskedUpdate", "check_mask", "low", "principal", "training_mask", "training_masks"]
 
 MaskKind = Literal["low", "not_principal", "safe", "random"]
+
+
+def check_mask(mask: MaskKind | None, train: str) -> None:
+    """Refuse a recipe's mask where an adapter is trained.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    if mask is not None and train == "lora":
+        raise ConfigError(
+            "model.mask chooses entries of the model's own matrices, which a LoRA does not train; set model.train=full"
+        )
 
 
 def low(weight: Tensor, alpha: float) -> Tensor:

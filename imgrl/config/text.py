@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from imgrl.analysis.masks import check_mask
 from imgrl.config.build import build
 from imgrl.config.overrides import apply_overrides
 from imgrl.config.rewards import named_rewards
@@ -78,10 +79,7 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
         raise ConfigError(
             "model.lora.seed has no effect here, the adapter starts from run.seed; leave it out"
         )
-    if recipe.model.mask is not None and recipe.model.train == "lora":
-        raise ConfigError(
-            "model.mask chooses entries of the model's own matrices, which a LoRA does not train; set model.train=full"
-        )
+    check_mask(recipe.model.mask, recipe.model.train)
     passes = passes_of(objective)
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("run.steps", recipe.run.steps)):
         if every % passes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from imgrl.analysis.masks import check_mask
 from imgrl.errors import ConfigError
 from imgrl.recipe import Recipe, RewardSpec
 
@@ -94,10 +95,7 @@ def _check_rollout(recipe: Recipe, processes: int) -> None:
 
 
 def _check_settings(recipe: Recipe) -> None:
-    if recipe.model.mask is not None and recipe.model.train == "lora":
-        raise ConfigError(
-            "model.mask chooses entries of the model's own matrices, which a LoRA does not train; set model.train=full"
-        )
+    check_mask(recipe.model.mask, recipe.model.train)
     if recipe.evaluation.weights == "ema" and recipe.evaluation.ema is None:
         raise ConfigError(
             "evaluation.weights is 'ema', so evaluation.ema must give the average's decay, such as 0.9"

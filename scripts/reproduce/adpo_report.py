@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from intervals import half_width
 from numpy.typing import NDArray
-from scipy import stats
 
 LABELS = {  # in the order of the runs
     "dpo": "DPO, one pair a list",
@@ -33,8 +33,7 @@ TEMPERATURES = ("0.25", "1.0", "4.0", "16.0")
 
 def interval(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean over the first axis and the half-width of its interval."""
-    n = len(x)
-    return x.mean(0), stats.t.ppf(0.975, n - 1) * x.std(0, ddof=1) / n**0.5
+    return x.mean(0), half_width(x)
 
 
 def text(x: NDArray[Any], digits: int = 2) -> str:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from meta_distillation_lm import Texts
-from scipy import stats
+from intervals import half_width
+from sampled_texts import Texts
 
 from imgrl.anchor import categorical_kl
 from imgrl.config.text import resolve_text
 from imgrl.objectives.text import reduce
 from imgrl.resources import model_path
+from imgrl.training.run_folder import write_json
 from imgrl.training.text.session import TextSession
 from imgrl.world.arithmetic import problems
 
@@ -44,7 +45,7 @@ def run_arms(
             file = out / f"{arm}-{seed}.json"
             if not file.exists():
                 points = one_run(recipe, [*changes, f"run.seed={seed}"], work / f"{arm}-{seed}")
-                file.write_text(json.dumps(points) + "\n")
+                write_json(file, points)
                 print(arm, seed, points[-1], flush=True)
             curves[arm].append(json.loads(file.read_text()))
     return curves
@@ -103,17 +104,10 @@ def last(curves: Sequence[Sequence[Mapping[str, float]]], key: str) -> np.ndarra
 
 def interval(values: np.ndarray) -> str:
     """Mean and half-width of the 95 % t-interval over seeds."""
-    half = half_width(values)
-    return f"{values.mean():.3f} ± {half:.3f}"
-
-
-def half_width(values: np.ndarray) -> float:
-    """Of the 95 % t-interval of a mean."""
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return f"{values.mean():.3f} ± {half_width(values):.3f}"
 
 
 def above(one: np.ndarray, other: np.ndarray) -> bool | None:
     """Whether the first is larger over paired seeds: True or False where the 95 % interval leaves 0, else None."""
     gap = one - other
-    half = half_width(gap)
-    return None if abs(gap.mean()) <= half else bool(gap.mean() > 0)
+    return None if abs(gap.mean()) <= half_width(gap) else bool(gap.mean() > 0)

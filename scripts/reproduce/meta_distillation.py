@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from intervals import half_width
 from meta_distillation_lm import ARMS, generations
 from meta_distillation_simplex import STEPS, STRENGTHS, simplex
-from scipy import stats
 
 
 def kept(out: Path, part: str, seeds: int, run: Callable[[int], Any]) -> list[Any]:
@@ -47,8 +47,7 @@ def rounded(value: Any) -> Any:
 
 def interval(values: list[float]) -> str:
     """Mean and half-width of the 95 % t-interval over seeds."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):.4g} ± {half:.2g}"
+    return f"{np.mean(values):.4g} ± {half_width(values):.2g}"
 
 
 def stationary(strength: float, n: int = 20) -> float:
@@ -147,7 +146,7 @@ def report(part1: list[Any], part2: list[Any]) -> str:
             cells = [interval(values) for values in ([s[key] for s in start], arms["free"], arms["anchored"])]
             lines.append(f"| {key} | {' | '.join(cells)} |")
         gaps = [np.log(a) - np.log(b) for a, b in zip(*compared(part2, "kl_to_base").values(), strict=True)]
-        half = stats.t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1) / np.sqrt(len(gaps))
+        half = half_width(gaps)
         low, mid, high = np.exp([np.mean(gaps) - half, np.mean(gaps), np.mean(gaps) + half])
         verdict += (
             f"; the language model without an anchor is {mid:.1f} times ({low:.1f} to {high:.1f}, 95 %, "

@@ -13,23 +13,35 @@ from torch import Tensor
 from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
 from imgrl.anchor import Schedule
 from imgrl.errors import CheckpointError
-from imgrl.objectives.text.base import reduce
+from imgrl.objectives.text.base import TextObjective, reduce
 from imgrl.training.run_folder import read_json, write_json
 from imgrl.training.text.snapshots import Snapshot
 
-__all__ = ["AnchorFiles", "note"]
+__all__ = ["AnchorFiles", "no_loss", "note", "refuse_outputs"]
 
 _TENSORS, _FACTS = "anchors.safetensors", "anchors.json"
 
 
 class AnchorFiles:
-    """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint."""
+    """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint.
 
-    def __init__(self, *args: Any, scale: Schedule, mask: MaskKind | None = None, **kwargs: Any) -> None:
+    The anchor ``base`` is the model before training, kept where the objective asks for it.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: TextObjective,
+        scale: Schedule,
+        mask: MaskKind | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.anchors: dict[str, Snapshot] = {}
-        self.scale = scale
+        self.objective, self.scale = objective, scale
         super().__init__(*args, **kwargs)
         trainer: Any = self
+        if {"reverse_kl", "forward_kl", "anchor"} & objective.needs:
+            self.anchors["base"] = Snapshot(trainer.model)
         # From the weights before training: a resumed run loads its checkpoint only later.
         self.masks = (
             {}
@@ -102,6 +114,17 @@ class AnchorFiles:
             )
         known = tuple(f"{name}/" for name in self.anchors)
         self.take_back(facts, {key: t for key, t in tensors.items() if not key.startswith(known)})
+
+
+def no_loss(model: Any, input_ids: Tensor) -> Tensor:
+    """Zero with a graph, for a micro-batch without a loss token: other processes still wait for its backward pass."""
+    return 0.0 * model(input_ids=input_ids[:, :1]).logits.sum()
+
+
+def refuse_outputs(return_outputs: bool) -> None:
+    """TRL asks for outputs where it evaluates, which a session does by generating."""
+    if return_outputs:
+        raise NotImplementedError("This trainer evaluates by generating; it has no outputs to return.")
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from imgrl.objectives.text import ReMix
 from imgrl.objectives.text.base import TextBatch, TextObjective, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
-from imgrl.training.text.anchored import AnchorFiles, note
+from imgrl.training.text.anchored import AnchorFiles, no_loss, note
 from imgrl.training.text.replay import Group, History, pad_alike
 from imgrl.training.text.scoring import Rows, live_fields, log_probs
 from imgrl.training.text.snapshots import Snapshot
@@ -28,15 +28,13 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def __init__(
         self, *args: Any, objective: TextObjective, teacher: nn.Module | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.objective, self.teacher = objective, teacher
+        super().__init__(*args, objective=objective, **kwargs)
+        self.teacher = teacher
         self.reincarnated = False
         tokenizer: Any = self.processing_class
         settings: Any = self.args
         self.padding, self.group_size = float(tokenizer.pad_token_id), int(settings.num_generations)
         policy: Any = self.model
-        if {"reverse_kl", "forward_kl", "anchor"} & objective.needs:
-            self.anchors["base"] = Snapshot(policy)
         if "previous_kl" in objective.needs:
             self.anchors["previous"], self.anchors["start"] = Snapshot(policy), Snapshot(policy)
         self.history = History(objective.history) if isinstance(objective, ReMix) else None
@@ -131,7 +129,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         rows = _rows(inputs)
         kept = rows.mask.any(-1)
         if not bool(kept.any()):  # every completion of the micro-batch was masked as cut off
-            return 0.0 * model(input_ids=rows.input_ids[:, :1]).logits.sum()
+            return no_loss(model, rows.input_ids)
         rows = rows.select(kept)
         needs = self.objective.needs
         fields = live_fields(

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
-from imgrl.objectives.text.base import TextBatch, TextObjective
-from imgrl.training.text.anchored import AnchorFiles, note
+from imgrl.objectives.text.base import TextBatch
+from imgrl.training.text.anchored import AnchorFiles, note, refuse_outputs
 from imgrl.training.text.scoring import Rows, live_fields
-from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["PreferenceTrainer"]
 
@@ -18,12 +17,9 @@ __all__ = ["PreferenceTrainer"]
 class PreferenceTrainer(AnchorFiles, DPOTrainer):
     """Objectives on pairs of completions, the chosen one first; the anchor is the model before training."""
 
-    def __init__(self, *args: Any, objective: TextObjective, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.objective = objective
         self.ref_model = None  # TRL's second model is not needed: the anchor is switched in place
-        policy: Any = self.model
-        self.anchors["base"] = Snapshot(policy)
 
     def compute_loss(
         self,
@@ -33,15 +29,14 @@ class PreferenceTrainer(AnchorFiles, DPOTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The mean loss over the batch's pairs: TRL puts all chosen sequences before all rejected ones."""
-        if return_outputs:
-            raise NotImplementedError("This trainer evaluates by generating; it has no outputs to return.")
+        refuse_outputs(return_outputs)
         rows = Rows(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             tokens=inputs["input_ids"][:, 1:],
             mask=inputs["completion_mask"][:, 1:].bool(),
         )
-        fields = live_fields(model, rows, needs=self.objective.needs, base=self.anchors["base"])
+        fields = live_fields(model, rows, needs=self.objective.needs, base=self.anchors.get("base"))
         pairs = torch.arange(len(rows.tokens) // 2, device=rows.tokens.device)
         batch = TextBatch(
             mask=rows.mask.to(torch.float32),

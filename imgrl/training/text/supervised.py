@@ -8,22 +8,15 @@ import torch
 from torch import Tensor
 from trl import SFTTrainer
 
-from imgrl.objectives.text.base import TextBatch, TextObjective, reduce
-from imgrl.training.text.anchored import AnchorFiles, note
+from imgrl.objectives.text.base import TextBatch, reduce
+from imgrl.training.text.anchored import AnchorFiles, no_loss, note, refuse_outputs
 from imgrl.training.text.scoring import Rows, live_fields
-from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["SupervisedTrainer"]
 
 
 class SupervisedTrainer(AnchorFiles, SFTTrainer):
     """SFT, DFT, ASFT, SFT + KL and f-divergence SFT; the anchor is the model before training."""
-
-    def __init__(self, *args: Any, objective: TextObjective, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.objective = objective
-        if {"forward_kl", "reverse_kl", "anchor"} & objective.needs:
-            self.anchors["base"] = Snapshot(self.model)  # type: ignore[arg-type]
 
     def compute_loss(
         self,
@@ -33,8 +26,7 @@ class SupervisedTrainer(AnchorFiles, SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's loss on the batch's demonstrated tokens."""
-        if return_outputs:
-            raise NotImplementedError("This trainer evaluates by generating; it has no outputs to return.")
+        refuse_outputs(return_outputs)
         labels = inputs["labels"]
         tokens = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), -100)], 1)[:, :-1]
         rows = Rows(
@@ -46,7 +38,7 @@ class SupervisedTrainer(AnchorFiles, SFTTrainer):
         count = int(rows.mask.sum())
         kept = rows.mask.any(-1)
         if not count:  # cut off before their completions began
-            return 0.0 * model(input_ids=rows.input_ids[:, :1]).logits.sum()
+            return no_loss(model, rows.input_ids)
         rows = rows.select(kept)
         fields = live_fields(model, rows, needs=self.objective.needs, base=self.anchors.get("base"))
         batch = TextBatch(mask=rows.mask.to(torch.float32), step=self.state.global_step, **fields)
