@@ -132,7 +132,7 @@ def _lora_file(path: Path) -> Path:
     for file in (path, path / LORA_FILE, path / "lora" / LORA_FILE):
         if file.is_file():
             return file
-    for folder in (path, path / "lora"):
+    for folder in (path, path / "model"):
         if (folder / "model_index.json").is_file():
             raise ModelError(f"{folder} is a whole model and no LoRA; give it as --model {folder}")
     raise ModelError(f"there is no LoRA at {path}; give {LORA_FILE}, its folder, or a run folder")

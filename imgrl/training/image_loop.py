@@ -188,9 +188,10 @@ class Trainer:
         paths = {"run": str(parts.folder), "metrics": str(self.metrics.file), "checkpoint": str(checkpoint)}
         if parts.world.main and not interrupted:
             with self.phases("export"):
-                manifest = parts.policy.export(parts.folder / "lora", weights=self.recipe.evaluation.weights)
+                made = "lora" if self.recipe.model.train == "lora" else "model"
+                manifest = parts.policy.export(parts.folder / made, weights=self.recipe.evaluation.weights)
             reporter.message(manifest_line(manifest))
-            paths |= {"lora": str(parts.folder / "lora"), "grids": str(parts.folder / "grids")}
+            paths |= {made: str(parts.folder / made), "grids": str(parts.folder / "grids")}
         parts.world.accelerator.end_training()
         summary = Summary(
             run_dir=str(parts.folder),

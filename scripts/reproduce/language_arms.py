@@ -30,7 +30,7 @@ PROTOCOL = ("evaluation.limit=96", "evaluation.samples=4")
 def run_arms(
     arms: Mapping[str, Sequence[str]], *, seeds: int, out: Path, work: Path
 ) -> dict[str, list[list[dict[str, float]]]]:
-    """Curves by arm and seed; a point has the step, held-out scores and the KL from the base.
+    """Curves by arm and seed; a point has the step, completions generated, held-out scores and the KL from the base.
 
     Args:
         arms: for each arm a recipe's name and overrides; every arm saves and evaluates at the same steps.
@@ -58,13 +58,19 @@ def one_run(recipe: str, changes: Sequence[str], folder: Path) -> list[dict[str,
         started = any((folder / "checkpoints").glob("checkpoint-*"))
         TextSession(chosen).train(resume=started)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "heldout/pass@1" in row]
+    completions = chosen.batch.groups * chosen.batch.group_size
+    generated = {  # a row with a mean length belongs to a step that generated
+        row["round"]: completions * (1 - row.get("objective/replayed", 0.0))
+        for row in rows
+        if "completions/mean_length" in row
+    }
     drift = Drift(chosen.model.path)
     points = []
-    for row in rows:
-        checkpoint = folder / "checkpoints" / f"checkpoint-{row['round']}"
-        kl = drift(checkpoint) if row["round"] else 0.0
-        points.append({"step": row["round"], "kl": kl} | scores(row))
+    for row in (row for row in rows if "heldout/pass@1" in row):
+        step = row["round"]
+        kl = drift(folder / "checkpoints" / f"checkpoint-{step}") if step else 0.0
+        rollouts = sum(count for at, count in generated.items() if at <= step)
+        points.append({"step": step, "kl": kl, "rollouts": rollouts} | scores(row))
     return points
 
 

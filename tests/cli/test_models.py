@@ -109,12 +109,13 @@ def test_a_full_model_out_of_a_run(refused, sd3_folder, tmp_path):
     policy = load_policy(sd3_folder, train="full", max_sequence_length=0)
     model = Model(path=str(sd3_folder), train="full", max_sequence_length=0)
     write_run(tmp_path / "run", policy, model)
-    settings = sampling_settings(str(tmp_path / "run" / "lora"), None)
-    assert settings.path == str(tmp_path / "run" / "lora")
+    (tmp_path / "run" / "lora").rename(tmp_path / "run" / "model")  # as runs of full fine-tuning name it
+    settings = sampling_settings(str(tmp_path / "run" / "model"), None)
+    assert settings.path == str(tmp_path / "run" / "model")
     loaded = load_for_sampling(settings, None, device="cpu")
     torch.testing.assert_close(velocity(loaded), velocity(policy), rtol=1e-4, atol=1e-5)
     said = refused("sample", "a cat", "--lora", "run")
-    assert "run/lora is a whole model and no LoRA; give it as --model run/lora" in said
+    assert "run/model is a whole model and no LoRA; give it as --model run/model" in said
 
 
 def test_distilled_guidance_comes_from_the_run(tmp_path):

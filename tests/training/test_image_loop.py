@@ -81,6 +81,8 @@ def test_a_reward_rises_in_both_directions(recipe, reward, seed, objective):
     assert summary.after["heldout/bright"] - summary.before["heldout/bright"] > 0.01
     rewards = [row["reward"] for row in rows_of(made.run.dir) if "reward" in row]
     assert sum(rewards[-2:]) > sum(rewards[:2])
+    assert summary.paths["model"] == str(Path(made.run.dir) / "model") and "lora" not in summary.paths
+    assert (Path(made.run.dir) / "model" / "transformer" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(
