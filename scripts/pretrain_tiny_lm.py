@@ -57,18 +57,18 @@ def build_tokenizer() -> Any:
     )
 
 
-def build_model(tokenizer: Any) -> Any:
-    """A stock Llama of 1.3 million parameters."""
+def build_model(tokenizer: Any, *, width: int = 160, layers: int = 4) -> Any:
+    """A stock Llama with heads of 32; as given, of 1.3 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=160,
-            intermediate_size=448,
-            num_hidden_layers=4,
-            num_attention_heads=5,
-            num_key_value_heads=5,
+            hidden_size=width,
+            intermediate_size=14 * width // 5,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 32,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
@@ -208,12 +208,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="stop here if it comes before the time")
     parser.add_argument("--slips", type=float, default=0.45, help="share of solutions with a wrong step")
     parser.add_argument("--terse", type=float, default=0.15, help="share of right answers without steps")
+    parser.add_argument(
+        "--width", type=int, default=160, help="of the model, a multiple of 160; larger for a teacher"
+    )
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.width < 160 or args.width % 160:
+        parser.error(f"Expected a --width that is a multiple of 160, got {args.width}.")
     args.work.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     torch.manual_seed(args.seed)
-    model = build_model(tokenizer)
+    model = build_model(tokenizer, width=args.width, layers=args.layers)
     optimizers = build_optimizers(model)
     spent, step = restore(args.work, model, optimizers)
     start = saved = time.monotonic()

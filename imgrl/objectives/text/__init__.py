@@ -20,6 +20,7 @@ from imgrl.objectives.text.f_sft import f_sft_loss as f_sft_loss
 from imgrl.objectives.text.f_sft import logits_as_q_loss as logits_as_q_loss
 from imgrl.objectives.text.grpo import GRPO as GRPO
 from imgrl.objectives.text.kde import kde_scores as kde_scores
+from imgrl.objectives.text.kdrl import KDRL as KDRL
 from imgrl.objectives.text.metadistill import MetaDistill as MetaDistill
 from imgrl.objectives.text.metadistill import meta_distill_loss as meta_distill_loss
 from imgrl.objectives.text.metadistill import meta_target as meta_target
@@ -50,6 +51,7 @@ TEXT_OBJECTIVES: dict[str, type[Any]] = {
         FSFT,
         GRPO,
         TRRD,
+        KDRL,
         ReMix,
         TTRL,
         SPINE,

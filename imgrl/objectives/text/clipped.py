@@ -11,7 +11,16 @@ from torch import Tensor
 from imgrl.anchor import sampled_kl
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
 
-__all__ = ["Clipped", "KlEstimate", "check_clip", "check_kl", "clip_share", "online", "policy_kl"]
+__all__ = [
+    "Clipped",
+    "KlEstimate",
+    "check_clip",
+    "check_kl",
+    "clip_share",
+    "online",
+    "policy_kl",
+    "teacher_of",
+]
 
 KlEstimate = Literal["k1", "k2", "k3", "exact"]
 """How a KL to the anchor is trained on the policy's own tokens. ``exact`` and ``k2`` have the reverse KL's gradient,
@@ -40,9 +49,16 @@ def check_kl(weight: float, estimate: str, weighted: bool, reduction: str) -> No
 
 
 def policy_kl(
-    batch: TextBatch, *, estimate: KlEstimate, name: str, weighted: bool = False
+    batch: TextBatch,
+    *,
+    estimate: KlEstimate,
+    name: str,
+    weighted: bool = False,
+    anchor: Float[Tensor, " n t"] | None = None,
 ) -> Float[Tensor, " n t"]:
     """KL(policy || anchor) by token, live, for the loss: exact over the vocabulary, or from the realised tokens.
+
+    ``anchor`` gives the realised tokens' log-probabilities under another model than the batch's anchor.
 
     ``weighted`` multiplies by the ratio to the policy that wrote the tokens. With its gradient, k1 and k3 then have the
     reverse KL's value and gradient on tokens of any policy (k3: TRL's ``use_bias_correction_kl``, DeepSeek-V3.2, arXiv
@@ -50,7 +66,8 @@ def policy_kl(
     """
     if estimate == "exact":
         return kept(require(batch, "reverse_kl", name), batch.mask)
-    live, anchor = kept(batch.log_prob, batch.mask), kept(require(batch, "anchor", name), batch.mask)
+    live = kept(batch.log_prob, batch.mask)
+    anchor = kept(require(batch, "anchor", name) if anchor is None else anchor, batch.mask)
     kl = sampled_kl(live - anchor.detach(), estimator=estimate)
     if weighted:
         ratio = (live - kept(require(batch, "old", name), batch.mask).detach()).exp()
@@ -64,6 +81,18 @@ def online(batch: TextBatch, name: str) -> tuple[Tensor, Tensor]:
     advantage = require(batch, "advantage", name).detach()
     log_ratio = kept(batch.log_prob, batch.mask) - kept(old, batch.mask).detach()
     return log_ratio, advantage[:, None].to(log_ratio.dtype).expand_as(log_ratio)
+
+
+def teacher_of(batch: TextBatch, name: str) -> Float[Tensor, " n t"]:
+    """The teacher's log-probabilities of the tokens, refused where the mask holds one that is not finite."""
+    teacher = kept(require(batch, "teacher", name), batch.mask).detach()
+    if not bool(teacher.isfinite().all()):
+        rows = [row for row, own in enumerate(teacher.isfinite()) if not bool(own.all())]
+        raise ValueError(
+            f"Expected finite teacher log-probabilities, got NaN or infinity in rows {rows}; check that "
+            "teacher and student share a tokenizer and that the teacher runs in enough precision."
+        )
+    return teacher
 
 
 def clip_share(
@@ -99,9 +128,13 @@ class Clipped:
     """Whether a sampled KL is weighted by the ratio to the old policy, for tokens that another policy wrote."""
     reduction: Reduction = "sequence_mean"
     """``sequence_mean`` is the papers'; ``token`` counts every token alike."""
+    passes: int = 1
+    """Updates on each batch of completions; the clip acts from the second one on."""
 
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
+        if self.passes < 1:
+            raise ValueError(f"Expected passes >= 1, got {self.passes}; 1 is one update a batch.")
         check_clip(self.clip_low, self.clip_high)
         check_kl(self.kl_weight, self.kl, self.kl_weighted, self.reduction)
 

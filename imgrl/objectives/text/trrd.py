@@ -17,7 +17,7 @@ from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, TextBatch, TextLoss, kept, require
-from imgrl.objectives.text.clipped import Clipped, clip_share, online
+from imgrl.objectives.text.clipped import Clipped, clip_share, online, teacher_of
 
 __all__ = ["TRRD", "trust_log_ratio"]
 
@@ -92,13 +92,7 @@ class TRRD(Clipped):
         log_ratio = plain
         metrics: dict[str, Tensor] = {}
         if self.alpha < 1:
-            teacher = kept(require(batch, "teacher", self.name), batch.mask)
-            if not bool(teacher.isfinite().all()):
-                rows = [row for row, own in enumerate(teacher.isfinite()) if not bool(own.all())]
-                raise ValueError(
-                    f"Expected finite teacher log-probabilities, got NaN or infinity in rows {rows}; check that "
-                    "teacher and student share a tokenizer and that the teacher runs in enough precision."
-                )
+            teacher = teacher_of(batch, self.name)
             log_prob, old = (
                 kept(batch.log_prob, batch.mask),
                 kept(require(batch, "old", self.name), batch.mask),

@@ -23,7 +23,7 @@ _KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "adva
 
 
 class OnlineTrainer(AnchorFiles, GRPOTrainer):
-    """GRPO, ADPO, TRRD, ReMix, TTRL and SPINE on TRL's rollouts, rewards and advantages."""
+    """GRPO, ADPO, TRRD, KDRL, ReMix, TTRL and SPINE on TRL's rollouts, rewards and advantages."""
 
     def __init__(
         self, *args: Any, objective: TextObjective, teacher: nn.Module | None = None, **kwargs: Any

@@ -8,7 +8,7 @@ from tokenwise import batch_of, chosen, drawn, gradient, moved
 
 from imgrl.anchor import categorical_kl, sampled_kl
 from imgrl.objectives.surrogate import clipped_surrogate
-from imgrl.objectives.text import GRPO, SPINE, TRRD, TTRL, ReMix, TextBatch, reduce
+from imgrl.objectives.text import GRPO, KDRL, SPINE, TRRD, TTRL, ReMix, TextBatch, reduce
 from imgrl.objectives.text.clipped import check_kl, policy_kl
 
 
@@ -91,7 +91,9 @@ def test_weighted_by_the_ratio_every_estimate_has_the_reverse_kls_gradient_on_ol
             assert torch.allclose(mean, exact) is weighted
 
 
-@pytest.mark.parametrize("objective", [GRPO(), TRRD(), ReMix(), TTRL(), SPINE()], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "objective", [GRPO(), TRRD(), KDRL(), ReMix(), TTRL(), SPINE()], ids=lambda o: o.name
+)
 def test_what_lies_outside_the_mask_has_no_influence(objective):
     logits, ids, mask, advantage = drawn(6)
     batch = batch_of(logits, ids, mask, advantage, old=moved(logits, 0.4))
@@ -117,7 +119,7 @@ def test_what_lies_outside_the_mask_has_no_influence(objective):
 
 
 @pytest.mark.parametrize(
-    "objective", [GRPO(kl_weight=0.1), TRRD(), ReMix(), TTRL(), SPINE()], ids=lambda o: o.name
+    "objective", [GRPO(kl_weight=0.1), TRRD(), KDRL(), ReMix(), TTRL(), SPINE()], ids=lambda o: o.name
 )
 def test_a_missing_field_is_named(objective):
     logits, ids, mask, advantage = drawn(6)
@@ -161,6 +163,9 @@ def test_a_centre_moves_the_interval_and_one_is_the_plain_surrogate():
         (lambda: TRRD(alpha=1.5), "alpha in"),
         (lambda: TRRD(limit=0.0), "limit > 0"),
         (lambda: TRRD(kl_weight=float("nan")), "kl_weight >= 0"),
+        (lambda: GRPO(passes=0), "passes >= 1"),
+        (lambda: KDRL(kl_weight=0.0), "kl_weight > 0"),
+        (lambda: KDRL(kl="exact"), "written tokens only"),
         (lambda: ReMix(replay=2.0), "replay in"),
         (lambda: ReMix(reincarnate_at=0), "reincarnate_at >= 1"),
         (lambda: ReMix(entropy_weight=-0.1), "entropy_weight >= 0"),
@@ -174,7 +179,7 @@ def test_impossible_settings_are_refused(make, sentence):
         make()
 
 
-@pytest.mark.parametrize("kind", [GRPO, TRRD, ReMix, TTRL, SPINE], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [GRPO, TRRD, KDRL, ReMix, TTRL, SPINE], ids=lambda kind: kind.name)
 def test_a_name_that_does_not_exist_is_refused_with_the_choices(kind):
     with pytest.raises((ValueError, TypeError), match=r"reduction"):
         kind(reduction="mean")

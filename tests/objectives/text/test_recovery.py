@@ -7,7 +7,7 @@ import torch
 from tokenwise import V, batch_of, chosen, drawn, gradient, moved
 
 from imgrl.anchor import Constant, sampled_kl
-from imgrl.objectives.text import GRPO, SPINE, TRRD, TTRL, ReMix, reduce
+from imgrl.objectives.text import GRPO, KDRL, SPINE, TRRD, TTRL, ReMix, reduce
 
 NO_BAND = {"band_low": 0.0, "band_high": 0.0}
 ALL = {"selection": "all", **NO_BAND}
@@ -33,6 +33,10 @@ TABLE = {
     "trrd whose teacher is the old policy": (
         TRRD(alpha=0.3, limit=None, kl_weight=0.04),
         {"loss_type": "grpo", "high": 0.28, "beta": 0.04},
+    ),
+    "kdrl whose teacher is the reference": (
+        KDRL(kl="k3", kl_weight=0.04),
+        {"loss_type": "dapo", "beta": 0.04},
     ),
     "ttrl": (TTRL(kl_weight=0.04), {"loss_type": "dapo", "beta": 0.04}),
     "ttrl by sequence": (TTRL(kl_weight=0.0, reduction="sequence_mean"), {"loss_type": "grpo"}),
@@ -122,7 +126,8 @@ def test_one_table_of_settings_is_trls_loss(name, far, trl_trainer):
     objective, settings = TABLE[name]
     logits, ids, mask, advantage = drawn(3)
     old, base = moved(logits, far), moved(logits, 0.5, 9)
-    # Nothing replayed; the teacher is the old policy; the KL to the base is estimated as TRL does.
+    # Nothing replayed; the teacher is the old policy or the reference; the KL to the base is estimated as TRL does.
+    teacher = base if objective.name == "kdrl" else old
     estimate = sampled_kl(chosen(logits, ids) - chosen(base, ids), estimator="k3")
     batch = batch_of(
         logits,
@@ -132,7 +137,7 @@ def test_one_table_of_settings_is_trls_loss(name, far, trl_trainer):
         old=old,
         base=base,
         current=chosen(old, ids),
-        teacher=chosen(old, ids),
+        teacher=chosen(teacher, ids),
         reverse_kl=estimate,
     )
     share = same_as_trls(trl_trainer, objective, logits, batch, old=far > 0, **settings)

@@ -62,7 +62,7 @@ def arguments(name, lm, folder, reward=None, **other):
 @pytest.mark.parametrize("name", [kind.name for kind in AnyTextObjective.__args__])
 def test_every_objective_trains_and_leaves_a_run_folder(name, lm, teacher, tmp_path, letters):
     folder = tmp_path / "run"
-    more = [f"model.teacher={teacher}"] if name == "trrd" else []
+    more = [f"model.teacher={teacher}"] if name in ("trrd", "kdrl") else []
     run(*arguments(name, lm, folder, letters), *more)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["round"] == 0 and "heldout/pass@1" in rows[0]
@@ -72,6 +72,15 @@ def test_every_objective_trains_and_leaves_a_run_folder(name, lm, teacher, tmp_p
     trained, base = load_file(folder / "model" / "model.safetensors"), load_file(lm / "model.safetensors")
     assert any(not torch.equal(trained[key], base[key]) for key in base)
     assert resolve_text(folder / "config.yaml").objective.name == name
+
+
+def test_a_batch_of_completions_can_be_used_twice(lm, tmp_path, letters):
+    """Rows with a mean length are those of steps that generated; only a second update leaves the ratio 1."""
+    run(*arguments("grpo", lm, tmp_path / "run", letters), "objective.passes=2", "optimizer.lr=1e-2")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, second = [row for row in rows if "loss" in row]
+    assert "completions/mean_length" in first and "completions/mean_length" not in second
+    assert first["objective/ratio_gap"] < 1e-6 < 1e-3 < second["objective/ratio_gap"]
 
 
 def test_recipes_offer_every_objective_that_has_a_trainer():
