@@ -3,8 +3,8 @@
     python scripts/reproduce/remix.py --seeds 5
 
 Trains the bundled language model on the same problems with GRPO, with ReMix, and with ReMix less each of its three
-parts. Every arm gets as many batches of completions and the same rate at the same batch; ReMix replaces two fifths of
-a batch by older groups and updates twice. A finished run's numbers are kept and not computed again.
+parts. Every arm sees as many batches; ReMix replaces two fifths of a batch by older groups and updates twice, at half
+the rate. A finished run's numbers are kept and not computed again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def steps(count: int) -> tuple[str, ...]:
 REMIX = ("tiny-lm/remix", "objective.kl_weight=0.01")
 LAM = "objective.lam.points=[[0,1.0],[32,0.9],[38,0.8],[45,0.7],[51,0.6],[58,0.5]]"
 RENEWED = "objective.reincarnate_at=32"
-TWICE = steps(2 * BATCHES)
+TWICE = (*steps(2 * BATCHES), "optimizer.lr=5e-5")  # half of the recipe's rate, which it keeps with one update
 ARMS: dict[str, tuple[str, ...]] = {
     "grpo": ("tiny-lm/grpo", *steps(BATCHES)),
     "remix": (*REMIX, *TWICE, LAM, RENEWED),
