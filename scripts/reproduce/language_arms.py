@@ -28,20 +28,20 @@ PROTOCOL = ("evaluation.limit=96", "evaluation.samples=4")
 
 
 def run_arms(
-    arms: Mapping[str, Sequence[str]], *, seeds: int, out: Path, work: Path
+    arms: Mapping[str, Sequence[str]], *, seeds: int | Sequence[int], out: Path, work: Path
 ) -> dict[str, list[list[dict[str, float]]]]:
     """Curves by arm and seed; a point has the step, completions generated, held-out scores and the KL from the base.
 
     Args:
         arms: for each arm a recipe's name and overrides; every arm saves and evaluates at the same steps.
-        seeds: seeds 0 to ``seeds - 1``.
+        seeds: which, or how many from 0 on.
         out: where numbers are kept.
         work: where runs are written.
     """
     out.mkdir(parents=True, exist_ok=True)
     curves: dict[str, list[list[dict[str, float]]]] = {arm: [] for arm in arms}
     for arm, (recipe, *changes) in arms.items():
-        for seed in range(seeds):
+        for seed in range(seeds) if isinstance(seeds, int) else seeds:
             file = out / f"{arm}-{seed}.json"
             if not file.exists():
                 points = one_run(recipe, [*changes, f"run.seed={seed}"], work / f"{arm}-{seed}")

@@ -40,7 +40,10 @@ def steps(count: int) -> tuple[str, ...]:
 REMIX = ("tiny-lm/remix", "objective.kl_weight=0.01")
 LAM = "objective.lam.points=[[0,1.0],[32,0.9],[38,0.8],[45,0.7],[51,0.6],[58,0.5]]"
 RENEWED = "objective.reincarnate_at=32"
-TWICE = (*steps(2 * BATCHES), "optimizer.lr=5e-5")  # half of the recipe's rate, which it keeps with one update
+TWICE = (
+    *steps(2 * BATCHES),
+    "optimizer.lr=5e-5",
+)  # half of the recipe's rate, which it keeps with one update
 ARMS: dict[str, tuple[str, ...]] = {
     "grpo": ("tiny-lm/grpo", *steps(BATCHES)),
     "remix": (*REMIX, *TWICE, LAM, RENEWED),

@@ -1,0 +1,142 @@
+"""Implicit Reward as the Bridge (arXiv 2507.00018): does a gentler SFT make a better start for DPO?
+
+    python scripts/reproduce/implicit_reward.py --seeds 5
+
+Trains the bundled language model on demonstrations, at several rates and with several f-divergences, then on pairs of
+a right and a wrong solution by DPO, always alike. Judged by Pass@1 after both. A finished run's numbers are kept and
+not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from language_arms import above, interval, last, run_arms
+
+STEPS = 40
+COMMON = (
+    "run.minutes=null",
+    f"run.steps={STEPS}",
+    f"evaluation.every={STEPS}",
+    f"checkpoint.every={STEPS}",
+)
+RATES = ("1e-3", "3e-4", "1e-4", "3e-5")
+USUAL = "3e-4"
+DIVERGENCES = ("pearson", "hellinger", "kl", "js")
+FIRST: dict[str, tuple[str, ...]] = {
+    **{f"sft {rate}": ("tiny-lm/sft", *COMMON, f"optimizer.lr={rate}") for rate in RATES},
+    **{
+        f"{name} {USUAL}": (
+            "tiny-lm/f-sft",
+            *COMMON,
+            f"optimizer.lr={USUAL}",
+            f"objective.divergence={name}",
+            "objective.beta=1.0",
+        )
+        for name in DIVERGENCES
+    },
+}
+
+
+def second(first: Path) -> tuple[str, ...]:
+    """DPO from a trained model, which also is its anchor."""
+    return ("tiny-lm/dpo", *COMMON, f"model.path={first / 'model'}")
+
+
+def said(answer: bool | None) -> str:
+    """An answer in words."""
+    return {True: "yes", False: "no, the other way round", None: "not separated"}[answer]
+
+
+def report(first: dict[str, Any], then: dict[str, Any]) -> str:
+    """Table and verdict in Markdown."""
+    lines = [
+        "| demonstrations | Pass@1 after them | KL(base‖model) | Pass@1 after DPO | gain of DPO |",
+        "|---|---|---|---|---|",
+    ]
+    before = {arm: last(runs, "pass@1") for arm, runs in first.items()}
+    after = {arm: last(runs, "pass@1") for arm, runs in then.items()}
+    for arm, runs in first.items():
+        cells = (before[arm], last(runs, "kl"), after[arm], after[arm] - before[arm])
+        lines.append(f"| {arm} | {' | '.join(interval(cell) for cell in cells)} |")
+    usual = f"sft {USUAL}"
+    gentler = [f"sft {rate}" for rate in RATES if float(rate) < float(USUAL)]
+    best = max(gentler, key=lambda arm: after[arm].mean())
+    questions = {
+        f"SFT at {USUAL} is the best SFT": all(
+            before[usual].mean() >= before[f"sft {rate}"].mean() for rate in RATES
+        ),
+        f"after DPO, {best} is above {usual}": above(after[best], after[usual]),
+        f"DPO adds more to {best} than to {usual}": above(
+            after[best] - before[best], after[usual] - before[usual]
+        ),
+    }
+    for name in DIVERGENCES:
+        questions[f"after DPO, {name} is above {usual}"] = above(after[f"{name} {USUAL}"], after[usual])
+    lines += ["", "| claim | here |", "|---|---|"]
+    lines += [f"| {claim} | {said(answer)} |" for claim, answer in questions.items()]
+    return "\n".join(lines) + "\n"
+
+
+def picture(file: Path, first: dict[str, Any], then: dict[str, Any]) -> None:
+    """Pass@1 after demonstrations and after DPO, by arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
+    for shift, (label, curves) in zip(
+        (-0.1, 0.1), (("demonstrations", first), ("then DPO", then)), strict=True
+    ):
+        values = np.array([last(runs, "pass@1") for runs in curves.values()])
+        places = np.arange(len(values)) + shift
+        axis.errorbar(
+            places,
+            values.mean(1),
+            yerr=[values.mean(1) - values.min(1), values.max(1) - values.mean(1)],
+            fmt="o",
+            label=label,
+        )
+    axis.set(xticks=range(len(first)), ylabel="held-out Pass@1", title="mean, and range over seeds")
+    axis.set_xticklabels(list(first), rotation=20)
+    axis.legend(fontsize=8)
+    figure.savefig(file, dpi=80)
+
+
+def main() -> None:
+    """Run what is missing, then write table and plot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("assets/reproductions/implicit-reward"))
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/reproduce-implicit-reward"), help="run folders"
+    )
+    args = parser.parse_args()
+    if args.seeds < 2:
+        parser.error(f"Expected --seeds of at least 2 for an interval, got {args.seeds}.")
+    first = run_arms(FIRST, seeds=args.seeds, out=args.out, work=args.work)
+    then = {}
+    for arm in FIRST:
+        # A model for each seed: DPO of a seed begins where the demonstrations of that seed ended.
+        runs = [
+            run_arms(
+                {f"{arm} then dpo": second(args.work / f"{arm}-{seed}")},
+                seeds=(seed,),
+                out=args.out,
+                work=args.work,
+            )
+            for seed in range(args.seeds)
+        ]
+        then[arm] = [points for one in runs for points in one[f"{arm} then dpo"]]
+    text = report(first, then)
+    print(text)
+    (args.out / "table.md").write_text(text)
+    picture(args.out / "pass.png", first, then)
+
+
+if __name__ == "__main__":
+    main()
