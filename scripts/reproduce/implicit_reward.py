@@ -24,12 +24,12 @@ COMMON = (
     f"checkpoint.every={STEPS}",
 )
 RATES = ("1e-3", "3e-4", "1e-4", "3e-5")
-USUAL = "3e-4"
-DIVERGENCES = ("pearson", "hellinger", "kl", "js")
+USUAL = "3e-4"  # where SFT alone is best among these
+DIVERGENCES = ("pearson", "hellinger", "kl", "jensen_shannon")
 FIRST: dict[str, tuple[str, ...]] = {
-    **{f"sft {rate}": ("tiny-lm/sft", *COMMON, f"optimizer.lr={rate}") for rate in RATES},
+    **{f"sft-{rate}": ("tiny-lm/sft", *COMMON, f"optimizer.lr={rate}") for rate in RATES},
     **{
-        f"{name} {USUAL}": (
+        f"{name}-{USUAL}": (
             "tiny-lm/f-sft",
             *COMMON,
             f"optimizer.lr={USUAL}",
@@ -62,12 +62,12 @@ def report(first: dict[str, Any], then: dict[str, Any]) -> str:
     for arm, runs in first.items():
         cells = (before[arm], last(runs, "kl"), after[arm], after[arm] - before[arm])
         lines.append(f"| {arm} | {' | '.join(interval(cell) for cell in cells)} |")
-    usual = f"sft {USUAL}"
-    gentler = [f"sft {rate}" for rate in RATES if float(rate) < float(USUAL)]
+    usual = f"sft-{USUAL}"
+    gentler = [f"sft-{rate}" for rate in RATES if float(rate) < float(USUAL)]
     best = max(gentler, key=lambda arm: after[arm].mean())
     questions = {
         f"SFT at {USUAL} is the best SFT": all(
-            before[usual].mean() >= before[f"sft {rate}"].mean() for rate in RATES
+            before[usual].mean() >= before[f"sft-{rate}"].mean() for rate in RATES
         ),
         f"after DPO, {best} is above {usual}": above(after[best], after[usual]),
         f"DPO adds more to {best} than to {usual}": above(
@@ -75,7 +75,7 @@ def report(first: dict[str, Any], then: dict[str, Any]) -> str:
         ),
     }
     for name in DIVERGENCES:
-        questions[f"after DPO, {name} is above {usual}"] = above(after[f"{name} {USUAL}"], after[usual])
+        questions[f"after DPO, {name} is above {usual}"] = above(after[f"{name}-{USUAL}"], after[usual])
     lines += ["", "| claim | here |", "|---|---|"]
     lines += [f"| {claim} | {said(answer)} |" for claim, answer in questions.items()]
     return "\n".join(lines) + "\n"
@@ -124,14 +124,14 @@ def main() -> None:
         # A model for each seed: DPO of a seed begins where the demonstrations of that seed ended.
         runs = [
             run_arms(
-                {f"{arm} then dpo": second(args.work / f"{arm}-{seed}")},
+                {f"{arm}-then-dpo": second(args.work / f"{arm}-{seed}")},
                 seeds=(seed,),
                 out=args.out,
                 work=args.work,
             )
             for seed in range(args.seeds)
         ]
-        then[arm] = [points for one in runs for points in one[f"{arm} then dpo"]]
+        then[arm] = [points for one in runs for points in one[f"{arm}-then-dpo"]]
     text = report(first, then)
     print(text)
     (args.out / "table.md").write_text(text)
