@@ -9,14 +9,13 @@ from the base over training. A finished run's numbers are kept and not computed 
 
 from __future__ import annotations
 
-import argparse
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from language_arms import above, interval, last, run_arms
+from pages import axes_of, band, claims, options, write
 
 from imgrl.anchor import categorical_kl
 from imgrl.objectives.text import sft_loss
@@ -78,11 +77,6 @@ def fixed_point(base: float, strength: float = WEIGHT) -> float:
     return ((1 - strength) + math.sqrt((1 - strength) ** 2 + 4 * strength * base)) / 2
 
 
-def said(answer: bool | None) -> str:
-    """An answer in words."""
-    return {True: "yes", False: "no, the other way round", None: "not separated"}[answer]
-
-
 def report(curves: dict[str, Any], traps: dict[str, list[float]], base: float) -> str:
     """Tables and verdict in Markdown."""
     lines = [
@@ -109,8 +103,7 @@ def report(curves: dict[str, Any], traps: dict[str, list[float]], base: float) -
         "ASFT stays nearer to the base than SFT": above(kl["sft"], kl["asft"]),
         "the anchor frees the impossible token": freed,
     }
-    lines += ["", "| claim | here |", "|---|---|"]
-    lines += [f"| {claim} | {said(answer)} |" for claim, answer in questions.items()]
+    lines += claims(questions)
     parts = {
         "DFT's gain over SFT": questions["DFT is more accurate than SFT"],
         "ASFT's further gain": questions["ASFT is more accurate than DFT"],
@@ -122,20 +115,12 @@ def report(curves: dict[str, Any], traps: dict[str, list[float]], base: float) -
     return "\n".join([*lines, "", f"**Verdict. {verdict}.**"]) + "\n"
 
 
-def picture(file: Path, curves: dict[str, Any], traps: dict[str, list[float]], base: float) -> None:
+def picture(curves: dict[str, Any], traps: dict[str, list[float]], base: float) -> Any:
     """Accuracy, drift, and the trap."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure, axes = axes_of(3)
     for arm, runs in curves.items():
-        steps = [point["step"] for point in runs[0]]
         for axis, key in zip(axes[:2], ("pass@1", "kl"), strict=True):
-            values = np.array([[point[key] for point in points] for points in runs])
-            axis.plot(steps, values.mean(0), "o-", label=arm)
-            axis.fill_between(steps, values.min(0), values.max(0), alpha=0.15)
+            band(axis, runs, key, label=arm)
     axes[0].set(title="held-out Pass@1 (band: all seeds)", xlabel="step")
     axes[1].set(title="KL(base‖model), nats a token", xlabel="step")
     for name, curve in traps.items():
@@ -144,25 +129,17 @@ def picture(file: Path, curves: dict[str, Any], traps: dict[str, list[float]], b
     axes[2].set(title="one softmax, a token next to impossible", xlabel="step", ylabel="probability")
     for axis in axes:
         axis.legend(fontsize=8)
-    figure.savefig(file, dpi=80)
+    return figure
 
 
 def main() -> None:
     """Run what is missing, then write table, verdict and plot."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("assets/reproductions/asft"))
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-asft"), help="run folders")
+    parser = options(__doc__, "asft")
     args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error(f"Expected --seeds of at least 2 for an interval, got {args.seeds}.")
     base = 0.2
     traps = trap(1e-6, base)
     curves = run_arms(ARMS, seeds=args.seeds, out=args.out, work=args.work)
-    text = report(curves, traps, base)
-    print(text)
-    (args.out / "table.md").write_text(text)
-    picture(args.out / "curves.png", curves, traps, base)
+    write(args.out, report(curves, traps, base), picture(curves, traps, base), "curves.png")
 
 
 if __name__ == "__main__":

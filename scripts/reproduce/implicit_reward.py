@@ -9,12 +9,13 @@ not computed again.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from intervals import half_width
 from language_arms import above, interval, last, run_arms
+from pages import axes_of, claims, options, write
 
 STEPS = 40
 COMMON = (
@@ -46,11 +47,6 @@ def second(first: Path) -> tuple[str, ...]:
     return ("tiny-lm/dpo", *COMMON, f"model.path={first / 'model'}")
 
 
-def said(answer: bool | None) -> str:
-    """An answer in words."""
-    return {True: "yes", False: "no, the other way round", None: "not separated"}[answer]
-
-
 def report(first: dict[str, Any], then: dict[str, Any]) -> str:
     """Table and verdict in Markdown."""
     lines = [
@@ -76,48 +72,29 @@ def report(first: dict[str, Any], then: dict[str, Any]) -> str:
     }
     for name in DIVERGENCES:
         questions[f"after DPO, {name} is above {usual}"] = above(after[f"{name}-{USUAL}"], after[usual])
-    lines += ["", "| claim | here |", "|---|---|"]
-    lines += [f"| {claim} | {said(answer)} |" for claim, answer in questions.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *claims(questions)]) + "\n"
 
 
-def picture(file: Path, first: dict[str, Any], then: dict[str, Any]) -> None:
+def picture(first: dict[str, Any], then: dict[str, Any]) -> Any:
     """Pass@1 after demonstrations and after DPO, by arm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
+    figure, (axis,) = axes_of(1, width=9)
     for shift, (label, curves) in zip(
         (-0.1, 0.1), (("demonstrations", first), ("then DPO", then)), strict=True
     ):
         values = np.array([last(runs, "pass@1") for runs in curves.values()])
-        places = np.arange(len(values)) + shift
         axis.errorbar(
-            places,
-            values.mean(1),
-            yerr=[values.mean(1) - values.min(1), values.max(1) - values.mean(1)],
-            fmt="o",
-            label=label,
+            np.arange(len(values)) + shift, values.mean(1), yerr=half_width(values.T), fmt="o", label=label
         )
-    axis.set(xticks=range(len(first)), ylabel="held-out Pass@1", title="mean, and range over seeds")
+    axis.set(xticks=range(len(first)), ylabel="held-out Pass@1", title="mean and 95 % interval over seeds")
     axis.set_xticklabels(list(first), rotation=20)
     axis.legend(fontsize=8)
-    figure.savefig(file, dpi=80)
+    return figure
 
 
 def main() -> None:
     """Run what is missing, then write table and plot."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("assets/reproductions/implicit-reward"))
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/reproduce-implicit-reward"), help="run folders"
-    )
+    parser = options(__doc__, "implicit-reward")
     args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error(f"Expected --seeds of at least 2 for an interval, got {args.seeds}.")
     first = run_arms(FIRST, seeds=args.seeds, out=args.out, work=args.work)
     then = {}
     for arm in FIRST:
@@ -132,10 +109,7 @@ def main() -> None:
             for seed in range(args.seeds)
         ]
         then[arm] = [points for one in runs for points in one[f"{arm}-then-dpo"]]
-    text = report(first, then)
-    print(text)
-    (args.out / "table.md").write_text(text)
-    picture(args.out / "pass.png", first, then)
+    write(args.out, report(first, then), picture(first, then), "pass.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ finished is kept and not computed again.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from intervals import half_width
 from language_arms import above, interval, run_arms
+from pages import axes_of, claims, options, write
 
 from imgrl.analysis import Settings, compare, document, pair
 from imgrl.resources import asset
@@ -149,34 +149,20 @@ def report(found: dict[str, dict[str, Any]]) -> str:
                 of(totals, "on small weights / rounded noise"), 1
             ),
         }
-    lines += ["", "| claim | here |", "|---|---|"]
-    words = {True: "yes", False: "no, the other way round", None: "not separated"}
-    lines += [f"| {claim} | {words[answer]} |" for claim, answer in questions.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *claims(questions)]) + "\n"
 
 
 ANGLE, NOISE = "largest angle of the leading 16, degrees", "the same of noise of this size"
 
 
-def picture(file: Path, found: dict[str, dict[str, Any]]) -> None:
+def picture(found: dict[str, dict[str, Any]]) -> Any:
     """Every ratio by arm, with intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = [name for name in ROWS if " / " in name and name.startswith("on ")]
-    figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    names = [name for name in ROWS if name.startswith("on ")]
+    figure, (axis,) = axes_of(1, width=9)
     for i, (arm, each) in enumerate(found.items()):
-        values = [column(each, ROWS[name]) for name in names]
+        values = np.array([column(each, ROWS[name]) for name in names])
         places = np.arange(len(names)) + 0.2 * (i - 1)
-        axis.errorbar(
-            [value.mean() for value in values],
-            places,
-            xerr=[half_width(value) for value in values],
-            fmt="o",
-            label=arm,
-        )
+        axis.errorbar(values.mean(1), places, xerr=half_width(values.T), fmt="o", label=arm)
     axis.axvline(1, color="k", lw=0.8)
     axis.set(
         yticks=range(len(names)),
@@ -186,18 +172,13 @@ def picture(file: Path, found: dict[str, dict[str, Any]]) -> None:
     )
     axis.invert_yaxis()
     axis.legend(fontsize=8)
-    figure.savefig(file, dpi=80)
+    return figure
 
 
 def main() -> None:
     """Run what is missing, then write table and plot."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("assets/reproductions/principals"))
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-principals"), help="run folders")
+    parser = options(__doc__, "principals")
     args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error(f"Expected --seeds of at least 2 for an interval, got {args.seeds}.")
     run_arms(LANGUAGE, seeds=args.seeds, out=args.out, work=args.work)
     found = {}
     for arm in LANGUAGE:
@@ -212,10 +193,7 @@ def main() -> None:
         asset("tiny-sd3") / "transformer",
         [folder / "model" / "transformer" for folder in crd],
     )
-    text = report(found)
-    print(text)
-    (args.out / "table.md").write_text(text)
-    picture(args.out / "overlaps.png", found)
+    write(args.out, report(found), picture(found), "overlaps.png")
 
 
 if __name__ == "__main__":

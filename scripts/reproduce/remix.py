@@ -9,14 +9,13 @@ the rate. A finished run's numbers are kept and not computed again.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from intervals import half_width
 from language_arms import above, interval, last, run_arms
+from pages import axes_of, band, claims, options, write
 
 BATCHES = 64
 TARGET = 0.5  # Pass@1; the base has 0.401
@@ -63,11 +62,6 @@ def needed(points: Sequence[dict[str, float]], target: float = TARGET) -> float:
     return float("inf")
 
 
-def said(answer: bool | None) -> str:
-    """An answer in words."""
-    return {True: "reproduced", False: "the other way round", None: "not separated"}[answer]
-
-
 def report(curves: dict[str, Any]) -> str:
     """Table and verdict in Markdown."""
     lines = [
@@ -96,9 +90,7 @@ def report(curves: dict[str, Any]) -> str:
         "the convex KL helps": above(end["remix"], end["no-convex-kl"]),
         "reincarnation helps": above(end["remix"], end["no-reincarnation"]),
     }
-    lines += ["", "| claim | here |", "|---|---|"]
-    lines += [f"| {claim} | {said(answer)} |" for claim, answer in questions.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *claims(questions)]) + "\n"
 
 
 def fewer(one: np.ndarray, other: np.ndarray) -> bool | None:
@@ -107,42 +99,26 @@ def fewer(one: np.ndarray, other: np.ndarray) -> bool | None:
     return above(other[both], one[both]) if both.sum() > 1 else None
 
 
-def picture(file: Path, curves: dict[str, Any]) -> None:
+def picture(curves: dict[str, Any]) -> Any:
     """Pass@1 over completions generated, and drift."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure, axes = axes_of(2)
+    titles = {"pass@1": "held-out Pass@1 (band: all seeds)", "kl": "KL(base‖model), nats a token"}
     for arm, runs in curves.items():
-        rollouts = np.array([[point["rollouts"] for point in points] for points in runs]).mean(0)
-        for axis, key in zip(axes, ("pass@1", "kl"), strict=True):
-            values = np.array([[point[key] for point in points] for points in runs])
-            axis.plot(rollouts, values.mean(0), "o-", ms=3, label=arm)
-            if arm in ("grpo", "remix"):
-                axis.fill_between(rollouts, values.min(0), values.max(0), alpha=0.15)
+        for axis, key in zip(axes, titles, strict=True):
+            band(axis, runs, key, label=arm, over="rollouts", shaded=arm in ("grpo", "remix"))
+    for axis, title in zip(axes, titles.values(), strict=True):
+        axis.set(title=title, xlabel="completions generated")
     axes[0].axhline(TARGET, color="k", ls="--", lw=0.8)
-    axes[0].set(title="held-out Pass@1 (band: all seeds)", xlabel="completions generated")
-    axes[1].set(title="KL(base‖model), nats a token", xlabel="completions generated")
     axes[0].legend(fontsize=8)
-    figure.savefig(file, dpi=80)
+    return figure
 
 
 def main() -> None:
     """Run what is missing, then write table and plot."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("assets/reproductions/remix"))
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-remix"), help="run folders")
+    parser = options(__doc__, "remix")
     args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error(f"Expected --seeds of at least 2 for an interval, got {args.seeds}.")
     curves = run_arms(ARMS, seeds=args.seeds, out=args.out, work=args.work)
-    text = report(curves)
-    print(text)
-    (args.out / "table.md").write_text(text)
-    picture(args.out / "curves.png", curves)
+    write(args.out, report(curves), picture(curves), "curves.png")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from language_arms import PROTOCOL, above, interval, last, run_arms
+from pages import axes_of, band, claims, options, write
 
 from imgrl.config.text import resolve_text
 from imgrl.data.texts import load_rows
@@ -59,11 +59,6 @@ def write_problems(file: Path) -> Path:
     return file
 
 
-def said(answer: bool | None) -> str:
-    """An answer in words."""
-    return {True: "yes", False: "no, the other way round", None: "not separated"}[answer]
-
-
 def report(curves: dict[str, Any]) -> str:
     """Table and verdict in Markdown."""
     lines = ["| arm | Pass@1 | Pass@4 | tokens an answer | KL(base‖model) |", "|---|---|---|---|---|"]
@@ -84,47 +79,28 @@ def report(curves: dict[str, Any]) -> str:
             last(curves["spine"], "tokens"), last(curves["ttrl"], "tokens")
         ),
     }
-    lines += ["", "| claim | here |", "|---|---|"]
-    lines += [f"| {claim} | {said(answer)} |" for claim, answer in questions.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *claims(questions)]) + "\n"
 
 
-def picture(file: Path, curves: dict[str, Any]) -> None:
+def picture(curves: dict[str, Any]) -> Any:
     """Pass@1, Pass@4 and length over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    figure, axes = axes_of(3)
     titles = {"pass@1": "Pass@1 (band: all seeds)", "pass@4": "Pass@4", "tokens": "tokens an answer"}
-    for arm, runs in curves.items():
-        steps = [point["step"] for point in runs[0]]
-        for axis, (key, title) in zip(axes, titles.items(), strict=True):
-            values = np.array([[point[key] for point in points] for points in runs])
-            axis.plot(steps, values.mean(0), "o-", ms=3, label=arm)
-            if arm in ("ttrl", "spine"):
-                axis.fill_between(steps, values.min(0), values.max(0), alpha=0.15)
-            axis.set(title=title, xlabel="step")
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        for arm, runs in curves.items():
+            band(axis, runs, key, label=arm, shaded=arm in ("ttrl", "spine"))
+        axis.set(title=title, xlabel="step")
     axes[0].legend(fontsize=8)
-    figure.savefig(file, dpi=80)
+    return figure
 
 
 def main() -> None:
     """Run what is missing, then write table and plot."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("assets/reproductions/spine"))
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-spine"), help="run folders")
+    parser = options(__doc__, "spine")
     args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error(f"Expected --seeds of at least 2 for an interval, got {args.seeds}.")
     problems = write_problems(args.work / "problems.jsonl")
     curves = run_arms(arms(problems), seeds=args.seeds, out=args.out, work=args.work)
-    text = report(curves)
-    print(text)
-    (args.out / "table.md").write_text(text)
-    picture(args.out / "curves.png", curves)
+    write(args.out, report(curves), picture(curves), "curves.png")
 
 
 if __name__ == "__main__":
