@@ -17,7 +17,7 @@ from imgrl.flow.conventions import shift_sigma
 
 __all__ = ["TimeSampler", "stratified_indices", "stratified_sigmas"]
 
-Kind = Literal["discrete", "discrete_with_init", "discrete_wo_init", "uniform", "logit_normal"]
+Kind = Literal["discrete", "discrete_with_init", "discrete_wo_init", "uniform", "logit_normal", "bands"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class TimeSampler:
 
     kind: Kind = "discrete"
     """``discrete*`` picks from the rollout's own levels, one per stratum, never the cleanest; ``_with_init``
-    always includes the first level, ``_wo_init`` never. ``uniform`` and ``logit_normal`` are continuous."""
+    always includes the first level, ``_wo_init`` never. ``uniform`` and ``logit_normal`` are continuous, and so is
+    ``bands``: one level from each of ``edges``' intervals."""
     count: int = 4
     """Levels per image and update; each costs one forward and backward pass."""
     low: float = 0.0
@@ -38,7 +39,12 @@ class TimeSampler:
     high: float = 1.0
     """End of the trained range as distance from pure noise."""
     shift: float = 1.0
-    """Of the continuous kinds only: above 1 moves the draws towards data."""
+    """Of ``uniform`` and ``logit_normal`` only: above 1 moves the draws towards data."""
+    edges: tuple[float, ...] = ()
+    """Of ``bands`` only: ``count + 1`` rising distances from pure noise."""
+    weights: tuple[float, ...] = ()
+    """Factors of the loss, one for each of the ``count`` levels, noisiest first; none are all 1. Levels differ in how
+    much of their gradient is noise by far more than in its size."""
 
     def __post_init__(self) -> None:
         """Refuse impossible ranges before anything is drawn."""
@@ -50,6 +56,35 @@ class TimeSampler:
             raise ValueError(f"Expected 0 <= low < high <= 1, got low={self.low}, high={self.high}.")
         if self.shift <= 0:
             raise ValueError(f"Expected a positive shift, got {self.shift}; 1.0 means none.")
+        if self.weights and (
+            len(self.weights) != self.count or not 0 < min(self.weights) <= max(self.weights) < 1e9
+        ):
+            raise ValueError(
+                f"Expected one positive weight for each of the {self.count} noise levels, got {list(self.weights)}."
+            )
+        self._check_edges()
+
+    def _check_edges(self) -> None:
+        if self.kind != "bands":
+            if self.edges:
+                raise ValueError(
+                    f"Expected edges with kind='bands' only, got them with {self.kind!r}; leave them out."
+                )
+            return
+        rising = all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False))
+        if len(self.edges) != self.count + 1 or not rising or self.edges[0] < 0 or self.edges[-1] > 1:
+            raise ValueError(
+                f"Expected {self.count + 1} rising edges in [0, 1] for the bands of {self.count} noise levels, got "
+                f"{list(self.edges)}."
+            )
+        if (self.low, self.high, self.shift) != (0.0, 1.0, 1.0):
+            raise ValueError(
+                "Expected no low, high or shift with kind='bands'; its edges say where levels are."
+            )
+
+    def weight(self, level: int) -> float:
+        """Factor of the loss at the ``level``-th of an image's noise levels."""
+        return self.weights[level] if self.weights else 1.0
 
     def draw(
         self, sigmas: Float[Tensor, " levels"], generator: torch.Generator | None = None
@@ -59,6 +94,9 @@ class TimeSampler:
         if self.kind in ("uniform", "logit_normal"):
             drawn = stratified_sigmas(draws, self.kind, low=self.low, high=self.high, shift=self.shift)
             return drawn.to(sigmas)
+        if self.kind == "bands":
+            edges = torch.tensor(self.edges, dtype=torch.float64)
+            return (1 - (edges[:-1] + draws * edges.diff())).to(sigmas)
         levels = sigmas[:-1]
         if self.kind == "discrete_with_init":
             draws = draws[1:]

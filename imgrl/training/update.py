@@ -114,8 +114,10 @@ class Updater:
             with self.phases("update"):
                 batch = self._velocities(point, cond, rollout.samples.group[rows], advantage[rows], raw[rows])
                 output = recipe.objective.loss(batch, gather=self.world.gather)
-                self.scaler.scale(output.loss.sum() / total).backward()
-            kept["loss"].append(output.loss.detach())
+                times = recipe.objective.times
+                loss = output.loss * (1.0 if times is None else times.weight(level))
+                self.scaler.scale(loss.sum() / total).backward()
+            kept["loss"].append(loss.detach())
             for name, values in output.metrics.items():
                 kept[name].append(values)
             if batch.anchor is not None:

@@ -52,7 +52,37 @@ def test_range_restricts_the_levels():
     assert (drawn <= 0.9).all() and (drawn >= 0.5).all()
 
 
-@pytest.mark.parametrize("bad", [{"count": 0}, {"low": 0.5, "high": 0.5}, {"high": 1.5}, {"shift": 0.0}])
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6, unique=True), st.integers(0, 99))
+def test_bands_give_one_level_each(edges, seed):
+    edges = sorted(edges)
+    sampler = TimeSampler(kind="bands", edges=tuple(edges), count=len(edges) - 1)
+    drawn = 1 - sampler.draw(sigma_schedule(10), torch.Generator().manual_seed(seed)).double()
+    low, high = torch.tensor(edges[:-1]), torch.tensor(edges[1:])
+    assert (drawn >= low - 1e-6).all() and (drawn <= high + 1e-6).all()
+
+
+def test_a_level_counts_as_its_weight_says():
+    assert [TimeSampler(count=2).weight(level) for level in range(2)] == [1.0, 1.0]
+    assert [TimeSampler(count=2, weights=(5.0, 0.5)).weight(level) for level in range(2)] == [5.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"count": 0},
+        {"low": 0.5, "high": 0.5},
+        {"high": 1.5},
+        {"shift": 0.0},
+        {"count": 2, "weights": (1.0,)},
+        {"count": 2, "weights": (1.0, 0.0)},
+        {"count": 1, "weights": (float("nan"),)},
+        {"edges": (0.0, 1.0), "count": 1},
+        {"kind": "bands", "count": 2, "edges": (0.0, 1.0)},
+        {"kind": "bands", "count": 2, "edges": (0.0, 0.5, 0.5)},
+        {"kind": "bands", "count": 1, "edges": (-0.1, 0.5)},
+        {"kind": "bands", "count": 1, "edges": (0.1, 0.5), "shift": 2.0},
+    ],
+)
 def test_impossible_samplers_are_refused(bad):
     with pytest.raises(ValueError, match="Expected"):
         TimeSampler(**bad)

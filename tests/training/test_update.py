@@ -206,9 +206,11 @@ def test_an_overflow_in_half_precision_is_no_step(policy, world):
     assert all(torch.equal(v, before[k]) for k, v in policy.weights.state_dict("current").items())
 
 
-def test_the_gradient_is_that_of_the_mean_loss_over_points(policy, world):
+@pytest.mark.parametrize("weights", [(), (3.0, 0.5)], ids=["alike", "weighted levels"])
+def test_the_gradient_is_that_of_the_mean_loss_over_points(policy, world, weights):
     """Against the loss written down directly: NFT at equal copies, no anchor, all points in one tensor."""
-    recipe = make_recipe(objective=NFT(times=TimeSampler(count=2), anchor=VelocityAnchor(weight=0.0)))
+    times = TimeSampler(count=2, weights=weights)
+    recipe = make_recipe(objective=NFT(times=times, anchor=VelocityAnchor(weight=0.0)))
     rollout = make_rollout()
     _, gradient = update(policy, recipe, world, rollout)
     policy.transformer.zero_grad()
@@ -225,7 +227,8 @@ def test_the_gradient_is_that_of_the_mean_loss_over_points(policy, world):
             mirrored = v if sign == 1 else 2 * v_old - v
             error = noised.sigma[:, None, None, None] * (mirrored - noised.target)
             scale = error.detach().abs().mean((1, 2, 3))
-            total = total + (5 * share * error.square().mean((1, 2, 3)) / scale).sum()
+            factor = weights[level] if weights else 1.0
+            total = total + factor * (5 * share * error.square().mean((1, 2, 3)) / scale).sum()
     (total / 24).backward()
     for one, parameter in zip(gradient, policy.weights.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=0, atol=1e-4 * float(parameter.grad.abs().max()))
