@@ -13,8 +13,9 @@ from imgrl.objectives.text import ReMix
 from imgrl.objectives.text.base import TextBatch, TextObjective, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
 from imgrl.training.text.anchored import AnchorFiles, no_loss, note
+from imgrl.training.text.heads import Rows
 from imgrl.training.text.replay import Group, History, pad_alike
-from imgrl.training.text.scoring import Rows, live_fields, log_probs
+from imgrl.training.text.scoring import live_fields, statistics
 from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["OnlineTrainer"]
@@ -68,9 +69,8 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         return self.state.global_step // passes_of(self.objective)
 
     def _log_probs(self, model: Any, rows: Rows) -> Tensor:
-        return log_probs(
-            model, rows, temperature=self.temperature, batch=self.args.per_device_train_batch_size
-        )
+        batch = self.args.per_device_train_batch_size
+        return statistics(model, rows, ["log_prob"], temperature=self.temperature, batch=batch)["log_prob"]
 
     def _begin_block(self) -> None:
         """Move the anchors on: a new batch of rollouts starts an update block."""

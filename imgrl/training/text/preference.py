@@ -9,7 +9,8 @@ from trl import DPOTrainer
 
 from imgrl.objectives.text.base import TextBatch
 from imgrl.training.text.anchored import AnchorFiles, note, refuse_outputs
-from imgrl.training.text.scoring import Rows, live_fields
+from imgrl.training.text.heads import Rows
+from imgrl.training.text.scoring import live_fields
 
 __all__ = ["PreferenceTrainer"]
 

@@ -10,7 +10,8 @@ from trl import SFTTrainer
 
 from imgrl.objectives.text.base import TextBatch, reduce
 from imgrl.training.text.anchored import AnchorFiles, no_loss, note, refuse_outputs
-from imgrl.training.text.scoring import Rows, live_fields
+from imgrl.training.text.heads import Rows
+from imgrl.training.text.scoring import live_fields
 
 __all__ = ["SupervisedTrainer"]
 
