@@ -1,6 +1,7 @@
 """What a language objective's loss costs: CPU seconds and peak memory of forward and backward, against TRL's.
 
-    python scripts/bench_text.py                                   # [8, 512, 32k] on a CPU, a few minutes
+    python scripts/bench_text.py                                   # [8, 512, 32k] on a CPU, half an hour
+    python scripts/bench_text.py --only grpo                       # GRPO's rows and TRL's; 8k, 32k and 128k logits
     python scripts/bench_text.py --small --only hidden             # a quick look at some rows
     python scripts/bench_text.py --json assets/benchmarks/text-losses.json
 
@@ -36,6 +37,7 @@ def measure(row: Row, size: Size, repeats: int) -> dict[str, float]:
     """Fewest CPU seconds, and peak MiB beyond the inputs, in this process."""
     import trl.kernels
     import trl.trainer.distillation_trainer
+    import trl.trainer.grpo_trainer
     import trl.trainer.utils  # noqa: F401  before the inputs, so that no import counts as the loss's memory
 
     inputs = Inputs(size, row)

@@ -1,7 +1,7 @@
 """The rows of ``bench_text.py``: losses of language models, this package's and TRL's, on the same inputs.
 
 To add a row, write a function of ``Inputs`` that returns a scalar loss and give it a ``Row`` in ``ROWS``; an objective
-that needs no more than token statistics and stored log-probabilities only joins ``OBJECTIVES``.
+only joins ``OBJECTIVES``. Log-probabilities of other policies are stored numbers, advantages are those of one group.
 """
 
 from __future__ import annotations
@@ -11,15 +11,29 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+from bench_text_trl import (
+    cross_entropy,
+    cross_entropy_of_product,
+    trl_divergence,
+    trl_from_logits,
+    trl_fused,
+    trl_grpo,
+)
 from torch import Tensor
 
 from imgrl.objectives.text import (
+    ADPO,
     ASFT,
     DFT,
+    DPO,
     FSFT,
+    GRPO,
     SFT,
     SFTKL,
+    SPINE,
+    TRRD,
+    TTRL,
+    ReMix,
     TextBatch,
     head_statistics,
     reduce,
@@ -48,10 +62,12 @@ class Inputs:
 
     def __init__(self, size: Size, row: Row) -> None:
         torch.manual_seed(0)
-        size = replace(size, v=size.v * row.vocabularies)
+        size = replace(size, v=int(size.v * row.vocabularies))
         anchored = row.anchored
         self.ids = torch.randint(size.v, (size.n, size.t))
         self.mask = torch.ones(size.n, size.t)
+        self.advantage = torch.linspace(-1, 1, size.n)
+        self.old = torch.full_like(self.mask, -10.0)
         self.leaves: list[Tensor]
         if row.source == "logits":
             self.logits = torch.randn(size.n, size.t, size.v).requires_grad_()
@@ -59,96 +75,55 @@ class Inputs:
             self.leaves = [self.logits]
         else:
             self.hidden = torch.randn(size.n, size.t, size.h).requires_grad_()
-            self.weight = (torch.randn(size.v, size.h) / size.h**0.5).requires_grad_(not row.frozen)
+            # In place: a second matrix would be the peak of rows whose loss takes less than that.
+            self.weight = torch.randn(size.v, size.h).div_(size.h**0.5).requires_grad_(not row.frozen)
             self.anchor_hidden = torch.randn(size.n, size.t, size.h) if anchored else None
             self.leaves = [self.hidden] if row.frozen else [self.hidden, self.weight]
+
+
+def statistics(inputs: Inputs, source: str, want: list[Want]) -> dict[str, Tensor]:
+    """This package's own, from logits or hidden states."""
+    if source == "logits":
+        return token_statistics(
+            inputs.logits, inputs.ids, want=want, mask=inputs.mask, anchor_logits=inputs.anchor_logits
+        )
+    return head_statistics(
+        inputs.hidden,
+        inputs.weight,
+        inputs.ids,
+        want=want,
+        mask=inputs.mask,
+        anchor_hidden=inputs.anchor_hidden,
+        anchor_weight=inputs.weight.detach(),
+    )
 
 
 def ours(objective: Any, source: str) -> Callable[[Inputs], Tensor]:
     """An objective's loss from logits or hidden states, by the package's own functions."""
 
     def loss(inputs: Inputs) -> Tensor:
-        want: list[Want] = ["log_prob", *(name for name in STATISTICS if name in objective.needs)]
-        if source == "logits":
-            values = token_statistics(
-                inputs.logits, inputs.ids, want=want, mask=inputs.mask, anchor_logits=inputs.anchor_logits
-            )
-        else:
-            values = head_statistics(
-                inputs.hidden,
-                inputs.weight,
-                inputs.ids,
-                want=want,
-                mask=inputs.mask,
-                anchor_hidden=inputs.anchor_hidden,
-                anchor_weight=inputs.weight.detach(),
-            )
-        fields: dict[str, Any] = {**values, "mask": inputs.mask}
-        if "anchor" in objective.needs:  # stored log-probabilities: nothing to compute
-            fields["anchor"] = torch.full_like(inputs.mask, -10.0)
-        result = objective.loss(TextBatch(**fields)).loss
+        values = statistics(
+            inputs, source, ["log_prob", *(name for name in STATISTICS if name in objective.needs)]
+        )
+        if "previous_kl" in objective.needs:  # another policy's logits, of the same cost
+            values["previous_kl"] = statistics(inputs, source, ["reverse_kl"])["reverse_kl"]
+        stored = {
+            name: inputs.old for name in ("old", "current", "teacher", "anchor") if name in objective.needs
+        }
+        index = torch.arange(len(inputs.ids))
+        batch = TextBatch(
+            mask=inputs.mask,
+            advantage=inputs.advantage,
+            reward=index.remainder(2).float(),
+            group=index // 2 if objective.kind == "preference" else torch.zeros_like(index),
+            step=100,  # where ReMix's two anchors have equal shares
+            **values,
+            **stored,
+        )
+        result = objective.loss(batch).loss
         return result.mean() if result.ndim == 1 else reduce(result, inputs.mask, how=objective.reduction)
 
     return loss
-
-
-def cross_entropy(inputs: Inputs) -> Tensor:
-    """Torch's cross-entropy on all logits: what TRL's SFT was before it fused the output layer."""
-    return F.cross_entropy(inputs.logits.flatten(0, 1), inputs.ids.flatten())
-
-
-def cross_entropy_of_product(inputs: Inputs) -> Tensor:
-    """The same behind a plain output layer."""
-    return F.cross_entropy((inputs.hidden @ inputs.weight.T).flatten(0, 1), inputs.ids.flatten())
-
-
-def trl_from_logits(weight: Literal["none", "probability"]) -> Callable[[Inputs], Tensor]:
-    """TRL's ``selective_log_softmax`` under its SFT or DFT loss."""
-
-    def loss(inputs: Inputs) -> Tensor:
-        from trl.trainer.utils import selective_log_softmax
-
-        log_prob = selective_log_softmax(inputs.logits, inputs.ids)
-        return weighted(log_prob, weight)
-
-    return loss
-
-
-def trl_fused(
-    weight: Literal["none", "probability"], extras: tuple[str, ...] = ("entropy", "is_top1")
-) -> Callable[[Inputs], Tensor]:
-    """TRL's fused output layer; ``extras`` are what its SFT trainer has it compute for the log.
-
-    Without Triton, as on a CPU, TRL runs it in plain torch operations on tiles of 4096 tokens by 32768 logits.
-    """
-
-    def loss(inputs: Inputs) -> Tensor:
-        from trl.kernels import ChunkedLogProbFunction
-
-        hidden = inputs.hidden.flatten(0, 1)
-        log_prob, *_ = ChunkedLogProbFunction.apply(
-            hidden, inputs.weight, None, inputs.ids.flatten(), 1.0, 32768, None, 1.0, extras
-        )
-        return weighted(log_prob, weight)
-
-    return loss
-
-
-def trl_divergence(inputs: Inputs) -> Tensor:
-    """TRL's distillation trainer: forward KL from hidden states of both."""
-    from trl.trainer.distillation_trainer import _chunked_divergence_loss
-
-    anchor = inputs.anchor_hidden
-    assert anchor is not None
-    return _chunked_divergence_loss(
-        inputs.hidden, anchor, inputs.weight, inputs.weight.detach(), inputs.mask, 0.0
-    )[0]
-
-
-def weighted(log_prob: Tensor, weight: str) -> Tensor:
-    """TRL's two SFT losses."""
-    loss = -log_prob if weight == "none" else -log_prob * log_prob.exp().detach()
-    return loss.sum() / loss.numel()
 
 
 @dataclass(frozen=True)
@@ -163,7 +138,7 @@ class Row:
     """Whether the anchor's logits or hidden states are made."""
     frozen: bool = False
     """Whether the output matrix is without gradient, as under an adapter that leaves it alone."""
-    vocabularies: int = 1
+    vocabularies: float = 1
     """How many times the size's vocabulary."""
 
 
@@ -174,39 +149,56 @@ OBJECTIVES = {
     "asft reverse": ASFT(kl_direction="reverse"),
     "sft_kl": SFTKL(),
     "f_sft": FSFT(),
+    "dpo": DPO(),
+    "grpo": GRPO(),
+    "adpo": ADPO(),
+    "trrd": TRRD(),
+    "remix": ReMix(),
+    "ttrl": TTRL(),
+    "spine": SPINE(),
 }
 #: What our rows are compared with; all others with TRL's SFT on the same inputs.
-VERSUS = {"logits": {"dft": "trl dft"}, "hidden": {"dft": "trl dft"}}
+VERSUS = {"dft": "trl dft"} | {
+    name: "trl grpo" for name, objective in OBJECTIVES.items() if objective.kind == "online"
+}
 
 ROWS: dict[str, Row] = {
     "logits: cross entropy": Row("logits", cross_entropy),
     "logits: trl sft": Row("logits", trl_from_logits("none"), "logits: cross entropy"),
     "logits: trl dft": Row("logits", trl_from_logits("probability"), "logits: trl sft"),
+    "logits: trl grpo": Row("logits", trl_grpo("logits"), "logits: trl sft"),
     "hidden: cross entropy": Row("hidden", cross_entropy_of_product, "hidden: trl sft"),
     "hidden: trl sft": Row("hidden", trl_fused("none")),
     "hidden: trl dft": Row("hidden", trl_fused("probability"), "hidden: trl sft"),
     "hidden: trl sft without its log": Row("hidden", trl_fused("none", ()), "hidden: trl sft"),
+    "hidden: trl grpo": Row("hidden", trl_grpo("hidden", ("entropy",)), "hidden: trl sft"),
+    "hidden: trl grpo without its log": Row("hidden", trl_grpo("hidden"), "hidden: trl grpo"),
     "hidden: trl divergence": Row("hidden", trl_divergence, "hidden: trl sft", anchored=True),
 }
 ROWS |= {
     f"{source}: {name}": Row(
         source,
         ours(objective, source),
-        f"{source}: {VERSUS[source].get(name, 'trl sft')}",
+        f"{source}: {VERSUS.get(name, 'trl sft')}",
         anchored=bool({"forward_kl", "reverse_kl"} & objective.needs),
     )
     for source in ("logits", "hidden")
     for name, objective in OBJECTIVES.items()
 }
-FROZEN = {"frozen": 1, "frozen, 4 v": 4}
+FROZEN = {"frozen, v / 4": 0.25, "frozen": 1, "frozen, 4 v": 4}
 ROWS |= {
     f"hidden, {words}: {name}": Row(
         "hidden",
         loss,
-        f"hidden, {words}: trl sft" if name == "sft" else None,
+        None if name.startswith("trl") else f"hidden, {words}: trl {name}",
         frozen=True,
         vocabularies=times,
     )
     for words, times in FROZEN.items()
-    for name, loss in (("trl sft", trl_fused("none")), ("sft", ours(SFT(), "hidden")))
+    for name, loss in (
+        ("trl sft", trl_fused("none")),
+        ("sft", ours(SFT(), "hidden")),
+        ("trl grpo", trl_grpo("hidden", ("entropy",))),
+        ("grpo", ours(GRPO(), "hidden")),
+    )
 }
