@@ -70,6 +70,9 @@ class TextBatch:
     """Raw reward."""
     group: Int[Tensor, " n"] | None = None
     """Sequences with the same number answer one prompt."""
+    tokens_per_chosen: Float[Tensor, ""] | float | None = None
+    """Loss tokens for each chosen one (SPINE's forking tokens) over the global batch, of which this may be a part; None
+    where this batch is the whole."""
     step: int = 0
     """Rollouts (without rollouts: optimiser steps) since the start of the run, for schedules."""
 

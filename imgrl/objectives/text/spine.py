@@ -94,11 +94,19 @@ class SPINE(TTRL):
         entropy: Need = "entropy"
         return frozenset((*super().needs, entropy))
 
+    def chosen(self, entropy: Tensor, mask: Tensor) -> Tensor:
+        """1 on forking tokens [n, t], without gradient; each response by itself, so no other one matters."""
+        return fork_mask(entropy, mask, selection=self.selection)
+
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
-        """Clipped surrogate, entropy band and KL on forking tokens, by token."""
+        """Clipped surrogate, entropy band and KL on forking tokens, by token.
+
+        A part of a batch needs ``tokens_per_chosen`` of the whole: the KL is a mean over all its chosen tokens, and the
+        parts then add up to its loss however it was cut.
+        """
         del gather
         entropy = kept(require(batch, "entropy", self.name), batch.mask)
-        chosen = fork_mask(entropy, batch.mask, selection=self.selection)
+        chosen = self.chosen(entropy, batch.mask)
         plain = _policy(batch, chosen, clip=self.clip, kl_weight=self.kl_weight, name=self.name)
         limits = (
             limits_of(entropy, chosen, selection=self.selection)
@@ -123,5 +131,8 @@ def _policy(batch: TextBatch, chosen: Tensor, *, clip: float, kl_weight: float, 
     if kl_weight > 0:
         kl = chosen * kept(require(batch, "reverse_kl", name), batch.mask)
         metrics["anchor_kl"] = kl.detach()
-        loss = loss + kl_weight * kl * ((batch.mask > 0).sum() / chosen.sum().clamp(min=1))
+        ratio = batch.tokens_per_chosen
+        if ratio is None:
+            ratio = (batch.mask > 0).sum() / chosen.sum().clamp(min=1)
+        loss = loss + kl_weight * kl * ratio
     return TextLoss(loss, metrics)

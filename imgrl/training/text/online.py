@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
-from imgrl.objectives.text import ReMix
+from imgrl.objectives.text import SPINE, ReMix
 from imgrl.objectives.text.base import TextBatch, TextObjective, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
+from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.anchored import AnchorFiles, no_loss, note
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.replay import Group, History, pad_alike
@@ -52,15 +53,21 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         fresh = [row for i, row in enumerate(inputs) if ages[i // size] == 0]
         output: dict[str, Any] = super()._generate_and_score_completions(fresh)
         rows = _rows(output)
-        output["old"] = self._log_probs(self.model, rows)
+        chooses = isinstance(self.objective, SPINE)
+        seen = self._statistics(self.model, rows, ["log_prob", "entropy"] if chooses else ["log_prob"])
+        output["old"] = seen["log_prob"]
+        if isinstance(self.objective, SPINE):
+            kept = rows.mask.any(-1)
+            chosen = self.objective.chosen(seen["entropy"][kept], rows.mask[kept].to(torch.float32))
+            output["tokens_per_chosen"] = self._per_token(chosen, output["num_items_in_batch"])
         if self.teacher is not None:
-            output["teacher"] = self._log_probs(self.teacher, rows)
+            output["teacher"] = self._statistics(self.teacher, rows, ["log_prob"])["log_prob"]
         if self.history is not None:
             output = self._mixed(output, ages)
         count = len(output["advantages"])  # TRL shuffles rows, so each must know its group
         output["group"] = torch.arange(count, device=output["advantages"].device) // size
         if "current" in self.objective.needs:
-            output["current"] = self._log_probs(self.model, _rows(output))
+            output["current"] = self._statistics(self.model, _rows(output), ["log_prob"])["log_prob"]
         return output
 
     @property
@@ -68,9 +75,18 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         """Rollouts finished so far: the step that papers with several updates a rollout count in."""
         return self.state.global_step // passes_of(self.objective)
 
-    def _log_probs(self, model: Any, rows: Rows) -> Tensor:
-        batch = self.args.per_device_train_batch_size
-        return statistics(model, rows, ["log_prob"], temperature=self.temperature, batch=batch)["log_prob"]
+    def _statistics(self, model: Any, rows: Rows, want: list[Want]) -> dict[str, Tensor]:
+        return statistics(
+            model, rows, want, temperature=self.temperature, batch=self.args.per_device_train_batch_size
+        )
+
+    def _per_token(self, chosen: Tensor, tokens: Tensor) -> Tensor:
+        """Loss tokens for each chosen one, over all processes.
+
+        The policy of the coming micro-batches is the one that chose here, so they need not wait for each other.
+        """
+        everywhere: Any = self.accelerator.gather(chosen.sum())
+        return tokens / everywhere.sum().clamp(min=1)
 
     def _begin_block(self) -> None:
         """Move the anchors on: a new batch of rollouts starts an update block."""
@@ -146,6 +162,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             advantage=inputs["advantages"][kept],
             reward=inputs["advantages"][kept],
             group=inputs["group"][kept] if "group" in inputs else None,
+            tokens_per_chosen=inputs.get("tokens_per_chosen"),
             step=self.rollouts,
             **fields,
             **stored,

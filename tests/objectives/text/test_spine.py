@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenwise import batch_of, drawn, gradient, moved
 
-from imgrl.objectives.text import SPINE, TTRL
+from imgrl.objectives.text import SPINE, TTRL, TextBatch
 from imgrl.objectives.text.forking import Limits, entropy_band, fork_mask, limits_of, otsu_threshold
 
 threshold_otsu = pytest.importorskip("skimage.filters").threshold_otsu
@@ -124,6 +124,35 @@ def test_the_kl_is_a_mean_over_the_chosen_tokens():
     torch.testing.assert_close(out.loss.sum() / mask.sum(), expected)
     plain = TTRL(kl_weight=1.0).loss(batch).loss.sum() / mask.sum()
     torch.testing.assert_close(plain, (batch.reverse_kl * mask).sum() / mask.sum())
+
+
+@pytest.mark.parametrize("kind", [SPINE, TTRL])
+@pytest.mark.parametrize("cuts", [(2, 4), (1, 1, 4), (5, 1), (1,) * 6], ids=str)
+def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradient_however_it_is_cut(kind, cuts):
+    logits, ids, mask, advantage = drawn(15)
+    more = {"band_low": 0.3, "band_high": 0.3} if kind is SPINE else {}
+    objective = kind(kl_weight=0.5, **more)
+
+    def loss(rows, ratio):
+        batch = batch_of(logits, ids, mask, advantage, old=moved(logits, 0.3))
+        fields = {n: x if x is None or n == "step" else x[rows] for n, x in vars(batch).items()}
+        part = TextBatch(**(fields | {"tokens_per_chosen": ratio}))
+        return objective.loss(part), part
+
+    out, whole = loss(slice(None), None)
+    forks = out.metrics.get("chosen", mask)
+    total = (out.loss * mask).sum() / mask.sum()
+    parts = [
+        (loss(slice(start - own, start), mask.sum() / forks.sum())[0].loss).sum() / mask.sum()
+        for start, own in zip(np.cumsum(cuts), cuts, strict=True)
+    ]
+    torch.testing.assert_close(sum(parts), total)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (sum(parts), total))
+    )
+    kl = 0.5 * (whole.reverse_kl * forks).sum() / forks.sum()  # the spec's term, by hand
+    without = kind(kl_weight=0.0, **more).loss(whole).loss.sum() / mask.sum()
+    torch.testing.assert_close(total - without, kl)
 
 
 def test_frozen_limits_do_not_follow_the_policy():

@@ -36,3 +36,18 @@ def save(folder, *, seed=0, extra=""):
     LlamaForCausalLM(config).save_pretrained(folder)
     own.save_pretrained(folder)
     return folder
+
+
+def built(kind, args, lm, data, **more):
+    """A trainer of a saved model."""
+    import torch
+    from datasets import Dataset
+
+    from imgrl.recipe_text import TextModel
+    from imgrl.training.text.models import load_model
+
+    torch.manual_seed(0)
+    model, tokenizer = load_model(TextModel(path=str(lm)))
+    return kind(
+        model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(data), **more
+    )

@@ -4,29 +4,16 @@ import inspect
 
 import pytest
 import torch
+from small_lm import built
 
 trl = pytest.importorskip("trl")
 
 from imgrl.anchor import Constant  # noqa: E402
 from imgrl.objectives.text import DFT, DPO, GRPO, SFT  # noqa: E402
 from imgrl.training.text.anchored import AnchorFiles  # noqa: E402
-from imgrl.training.text.models import load_model  # noqa: E402
 from imgrl.training.text.online import OnlineTrainer  # noqa: E402
 from imgrl.training.text.preference import PreferenceTrainer  # noqa: E402
 from imgrl.training.text.supervised import SupervisedTrainer  # noqa: E402
-
-
-def built(kind, args, lm, data, **more):
-    from datasets import Dataset
-
-    from imgrl.recipe_text import TextModel
-
-    torch.manual_seed(0)
-    model, tokenizer = load_model(TextModel(path=str(lm)))
-    return kind(
-        model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(data), **more
-    )
-
 
 ROWS = [
     {"prompt": "add 12+34:", "completion": "2+4+0=6; 1+3+0=4; answer 46"},
