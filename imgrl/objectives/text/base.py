@@ -26,6 +26,7 @@ __all__ = [
     "TextLoss",
     "TextObjective",
     "kept",
+    "needs_at",
     "passes_of",
     "reduce",
     "require",
@@ -141,6 +142,12 @@ class TextObjective(Protocol):
 def passes_of(objective: object) -> int:
     """Updates on each batch of rollouts; 1 unless the objective has ``passes``."""
     return getattr(objective, "passes", 1)
+
+
+def needs_at(objective: TextObjective, step: int) -> frozenset[Need]:
+    """What an objective reads at a step: its ``needs``, less what has no weight there."""
+    narrower = getattr(objective, "needs_at", None)
+    return objective.needs if narrower is None else narrower(step)
 
 
 def require(batch: TextBatch, field: Need, name: str) -> Tensor:

@@ -106,6 +106,12 @@ class ReMix:
             wanted.add("entropy")
         return frozenset(wanted)
 
+    def needs_at(self, step: int) -> frozenset[Need]:
+        """``needs`` less the KLs that ``lam`` gives no weight at a rollout; the anchors still move on."""
+        lam = self.lam(step)
+        idle: dict[Need, float] = {"reverse_kl": lam, "previous_kl": 1 - lam}
+        return self.needs - {name for name, weight in idle.items() if weight == 0}
+
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
         """Clipped surrogate, KL-convex term and entropy bonus, by token."""
         del gather
@@ -123,11 +129,16 @@ class ReMix:
             ),
         }
         if self.kl_weight > 0:
-            lam = self.lam(batch.step)
-            base = kept(require(batch, "reverse_kl", self.name), batch.mask)
-            previous = kept(require(batch, "previous_kl", self.name), batch.mask)
-            metrics |= {"anchor_kl": base.detach(), "previous_kl": previous.detach()}
-            loss = loss + self.kl_weight * (lam * base + (1 - lam) * previous)
+            lam, needs = self.lam(batch.step), self.needs_at(batch.step)
+            shares: list[tuple[Need, str, float]] = [
+                ("reverse_kl", "anchor_kl", lam),
+                ("previous_kl", "previous_kl", 1 - lam),
+            ]
+            for field, shown, share in shares:
+                if field in needs:
+                    kl = kept(require(batch, field, self.name), batch.mask)
+                    metrics[shown] = kl.detach()
+                    loss = loss + self.kl_weight * share * kl
         if self.entropy_weight > 0:
             entropy = kept(require(batch, "entropy", self.name), batch.mask)
             metrics["entropy"] = entropy.detach()

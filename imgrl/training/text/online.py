@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from imgrl.objectives.text import SPINE, ReMix
-from imgrl.objectives.text.base import TextBatch, TextObjective, passes_of, reduce
+from imgrl.objectives.text.base import TextBatch, TextObjective, needs_at, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
 from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.anchored import AnchorFiles, no_loss, note
@@ -147,7 +147,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         if not bool(kept.any()):  # every completion of the micro-batch was masked as cut off
             return no_loss(model, rows.input_ids)
         rows = rows.select(kept)
-        needs = self.objective.needs
+        needs = needs_at(self.objective, self.rollouts)
         fields = live_fields(
             model,
             rows,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenwise import batch_of, chosen, drawn, gradient, moved
 
-from imgrl.anchor import Frozen, Mixture, Switch, blend, categorical_kl
+from imgrl.anchor import Frozen, Mixture, Piecewise, Switch, blend, categorical_kl
 from imgrl.objectives.text import GRPO, ReMix, TextBatch
 from imgrl.objectives.text.remix import LAM, draw_ages
 
@@ -73,6 +73,21 @@ def test_the_term_mixes_both_anchors_by_the_step():
         batch = batch_of(logits, ids, mask, 0 * advantage, step=step)
         expected = (0.2 * (lam * batch.reverse_kl + (1 - lam) * batch.previous_kl) * mask).detach()
         torch.testing.assert_close(ReMix(kl_weight=0.2).loss(batch).loss.detach(), expected)
+
+
+def test_a_kl_without_weight_at_a_step_is_not_asked_for_there():
+    logits, ids, mask, advantage = drawn(3)
+    objective = ReMix(kl_weight=0.2, lam=Piecewise(points=((0, 1.0), (5, 0.3), (9, 0.0))))
+    both = {"reverse_kl", "previous_kl"}
+    left = {step: set(objective.needs_at(step)) & both for step in (0, 4, 5, 8, 9)}
+    assert left == {0: {"reverse_kl"}, 4: {"reverse_kl"}, 5: both, 8: both, 9: {"previous_kl"}}
+    assert both < objective.needs  # anchors are kept from the first step on
+    assert not ReMix(kl_weight=0.0).needs_at(200) & both
+    for step, missing, used in ((0, "previous_kl", "reverse_kl"), (9, "reverse_kl", "previous_kl")):
+        batch = batch_of(logits, ids, mask, 0 * advantage, step=step, **{missing: None})
+        torch.testing.assert_close(objective.loss(batch).loss, 0.2 * getattr(batch, used) * mask)
+    with pytest.raises(ValueError, match="previous_kl"):
+        objective.loss(batch_of(logits, ids, mask, advantage, step=5, previous_kl=None))
 
 
 def test_the_entropy_bonus_is_subtracted():

@@ -6,8 +6,8 @@ from small_lm import built
 
 trl = pytest.importorskip("trl")
 
-from imgrl.anchor import Constant  # noqa: E402
-from imgrl.objectives.text import SPINE  # noqa: E402
+from imgrl.anchor import Constant, Piecewise  # noqa: E402
+from imgrl.objectives.text import SPINE, ReMix  # noqa: E402
 from imgrl.training.text.online import OnlineTrainer  # noqa: E402
 
 
@@ -77,3 +77,21 @@ def test_spine_learns_the_same_from_every_cut_of_the_batch(lm, tmp_path):
         torch.testing.assert_close(gradients, whole[1], rtol=1e-4, atol=1e-6)
     found = trainer._metrics["train"]
     assert found["objective/anchor_kl"][0] > 1e-3 and 0 < found["objective/chosen"][0] < 1
+
+
+def test_remix_runs_the_previous_policy_only_where_it_has_weight_and_remembers_it_all_the_same(lm, tmp_path):
+    lam = Piecewise(points=((0, 1.0), (1, 0.5)))
+    trainer = trainer_of(ReMix(lam=lam, passes=1, replay=0.0), lm, tmp_path)
+    passes, weights = [], []
+    trainer.model.register_forward_hook(lambda *_: passes.append(1))
+    for step in range(2):
+        weights.append(trainer.model.lm_head.weight.detach().clone())
+        trainer.state.global_step = step
+        output = rollout(trainer)
+        passes.clear()
+        learnt(trainer, output, 8)
+        assert len(passes) == (2, 3)[step]  # live, base; and the previous policy
+        moved(trainer)
+    assert torch.equal(trainer.anchors["previous"].tensors["lm_head.weight"], weights[0])
+    log = trainer._metrics["train"]
+    assert len(log["objective/anchor_kl"]) == 2 and log["objective/previous_kl"][0] > 1e-3
