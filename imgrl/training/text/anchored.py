@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from imgrl.training.text.snapshots import Snapshot
 __all__ = ["AnchorFiles", "no_loss", "note", "refuse_outputs"]
 
 _TENSORS, _FACTS = "anchors.safetensors", "anchors.json"
+_OWN = "process-{}.safetensors"
+"""What each process stores by itself, such as its replay."""
 
 
 class AnchorFiles:
@@ -71,7 +74,7 @@ class AnchorFiles:
         return {}
 
     def stored(self) -> dict[str, Tensor]:
-        """Further tensors to keep."""
+        """Further tensors to keep, each process its own; names or nothing, the same on all of them."""
         return {}
 
     def take_back(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -80,16 +83,22 @@ class AnchorFiles:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         trainer: Any = self
+        folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+        own = self.stored()
+        if own:
+            folder.mkdir(parents=True, exist_ok=True)
+            _save(own, folder / _OWN.format(trainer.args.process_index))
+        trainer.accelerator.wait_for_everyone()  # the file of facts comes last: with it a checkpoint is whole
         if not trainer.args.should_save:
             return
-        folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
         tensors = {
             f"{name}/{key}": tensor
             for name, snapshot in self.anchors.items()
             for key, tensor in snapshot.state_dict().items()
         }
-        save_file(tensors | self.stored(), folder / _TENSORS)
-        write_json(folder / _FACTS, {"anchors": sorted(self.anchors), **self.facts()})
+        _save(tensors, folder / _TENSORS)
+        parts = trainer.args.world_size if own else 0
+        write_json(folder / _FACTS, {"anchors": sorted(self.anchors), "parts": parts, **self.facts()})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -112,8 +121,34 @@ class AnchorFiles:
             snapshot.load_state_dict(
                 {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             )
+        self.take_back(facts, self._own_part(folder, facts, tensors))
+
+    def _own_part(
+        self, folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What this process stored."""
+        settings: Any = self.args  # type: ignore[attr-defined]
         known = tuple(f"{name}/" for name in self.anchors)
-        self.take_back(facts, {key: t for key, t in tensors.items() if not key.startswith(known)})
+        older = {key: t for key, t in tensors.items() if not key.startswith(known)}  # before each had its own
+        parts = facts.get("parts", 1 if older else 0)
+        if not parts:
+            return {}
+        if parts != settings.world_size:
+            raise CheckpointError(
+                f"{folder} keeps what {parts} process(es) stored, but {settings.world_size} resume it; resume with as "
+                "many as before."
+            )
+        file = folder / _OWN.format(settings.process_index)
+        if not older and not file.is_file():
+            raise CheckpointError(f"{file} is missing: the checkpoint is incomplete; resume from another.")
+        return older or load_file(file)
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write beside and rename, so that nobody finds half a file under its name."""
+    partial = file.with_name(f".{file.name}.partial")
+    save_file(tensors, partial)
+    os.replace(partial, file)
 
 
 def no_loss(model: Any, input_ids: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         return {"reincarnated": self.reincarnated}
 
     def stored(self) -> dict[str, Tensor]:
-        """The groups to replay."""
+        """The groups to replay: those of this process."""
         return self.history.state_dict() if self.history is not None else {}
 
     def take_back(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
