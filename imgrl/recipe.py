@@ -71,7 +71,7 @@ class Run:
     deterministic: bool = False
     """Ask torch for its deterministic kernels, which some GPU code otherwise does without; slower."""
     minutes: PositiveFloat | None = None
-    """Stop after this many minutes of training, evaluation not counted, if that comes first."""
+    """Stop after this many minutes of training, evaluation not counted, if that comes first; resumed runs count on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class TextRun:
     steps: Positive = 100
     """Optimiser steps."""
     minutes: PositiveFloat | None = None
-    """Stop after this many minutes of training, evaluation not counted, if that comes first."""
+    """Stop after this many minutes of training, evaluation not counted, if that comes first; resumed runs count on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -258,6 +258,8 @@ def test_minutes_end_a_run(recipe):
     made = recipe(run_rounds=1000, run_minutes=1e-4)
     summary = Trainer(made).train()
     assert summary.rounds == 1 and not summary.interrupted and summary.after
+    again = Trainer(made).train(resume=True)  # its time is used up
+    assert again.rounds == 1 and again.minutes == summary.minutes and again.after == summary.after
 
 
 # -------------------------------------------------------------------- memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class AnchorFiles:
     ) -> None:
         self.anchors: dict[str, Snapshot] = {}
         self.objective, self.scale = objective, scale
+        self.elapsed: Callable[[], float] = lambda: 0.0
+        """Seconds the run has trained, to be kept with its checkpoints."""
         super().__init__(*args, **kwargs)
         trainer: Any = self
         if {"reverse_kl", "forward_kl", "anchor"} & objective.needs:
@@ -98,7 +100,8 @@ class AnchorFiles:
         }
         _save(tensors, folder / _TENSORS)
         parts = trainer.args.world_size if own else 0
-        write_json(folder / _FACTS, {"anchors": sorted(self.anchors), "parts": parts, **self.facts()})
+        facts = {"anchors": sorted(self.anchors), "parts": parts, "seconds": self.elapsed()}
+        write_json(folder / _FACTS, facts | self.facts())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -122,6 +125,14 @@ class AnchorFiles:
                 {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             )
         self.take_back(facts, self._own_part(folder, facts, tensors))
+
+    def stand_at(self, checkpoint: Path) -> None:
+        """Be where a checkpoint is, without training: its weights and its step."""
+        from transformers import TrainerState
+
+        trainer: Any = self
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def _own_part(
         self, folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from imgrl.objectives.text.base import passes_of
 from imgrl.recipe_text import TextModel, TextRecipe
 
-__all__ = ["online_arguments", "peft_config", "preference_arguments", "supervised_arguments"]
+__all__ = [
+    "online_arguments",
+    "peft_config",
+    "preference_arguments",
+    "supervised_arguments",
+    "tracked_as",
+]
 
 
 def online_arguments(recipe: TextRecipe, folder: Path, *, weights: list[float]) -> Any:
@@ -75,6 +83,26 @@ def peft_config(model: TextModel) -> Any:
     )
 
 
+@contextmanager
+def tracked_as(recipe: TextRecipe, folder: Path) -> Iterator[None]:
+    """Name the project to those of TRL's trackers that ask the environment: when built, and when training begins.
+
+    As in image runs, TensorBoard's files lie in a folder of the project's name in the run folder.
+    """
+    project = recipe.tracking.project
+    names = {"WANDB_PROJECT": project, "TENSORBOARD_LOGGING_DIR": str(folder / project)}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _accumulation(recipe: TextRecipe, sequences: int) -> int:
     own = sequences // int(os.environ.get("WORLD_SIZE", "1"))
     return own // (recipe.batch.micro or own)
@@ -108,6 +136,7 @@ def _common(recipe: TextRecipe, folder: Path, *, sequences: int) -> dict[str, An
         "save_total_limit": recipe.checkpoint.keep,
         "eval_strategy": "no",
         "report_to": list(recipe.tracking.trackers),
+        "project": recipe.tracking.project,
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "remove_unused_columns": False,

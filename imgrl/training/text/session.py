@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from imgrl.analysis.watch import DriftWatch
 from imgrl.data.texts import load_rows
 from imgrl.errors import CheckpointError, ConfigError
-from imgrl.objectives.text.base import passes_of
 from imgrl.recipe import as_dict
 from imgrl.recipe_text import TextRecipe
 from imgrl.training.distributed import World
 from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
 from imgrl.training.text.heldout import HeldOut
 from imgrl.training.tracking import Metrics, environment
+
+if TYPE_CHECKING:
+    from imgrl.training.text.watch import Watch
 
 __all__ = ["TextSession", "TextSummary"]
 
@@ -70,10 +71,16 @@ class TextSession:
 
     def train(self, *, resume: bool = False) -> TextSummary:
         """Train to the end, or go on from the newest checkpoint."""
+        from imgrl.training.text.arguments import tracked_as
+
+        with tracked_as(self.recipe, self.folder):
+            return self._train(resume)
+
+    def _train(self, resume: bool) -> TextSummary:
         from transformers import set_seed
-        from transformers.trainer_callback import PrinterCallback
 
         from imgrl.training.text.models import load_model, load_teacher
+        from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
         _hush()
@@ -99,19 +106,27 @@ class TextSession:
             self.keep("before.json", before)
         else:
             before = read_json(folder / "before.json")
-            self.metrics.rewind(int(newest.name.rpartition("-")[2]))
+            self.metrics.rewind(_step_of(newest))
         self.tell(f"held-out pass@1 before training: {before['pass@1']:.3f}")
-        watch = _callback(self, heldout)
+        watch = Watch(self, heldout, spent=_seconds_of(newest))
+        self._run(trainer, watch, newest)
+        return self._finish(trainer, heldout, before, watch)
+
+    def _run(self, trainer: Any, watch: Watch, newest: Path | None) -> None:
+        """TRL's loop, if there is anything left to do."""
+        from transformers.trainer_callback import PrinterCallback
+
+        trainer.elapsed = watch.elapsed
         trainer.add_callback(watch)
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl has those rows
-        started = time.monotonic()
-        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-        minutes = (time.monotonic() - started - watch.paused) / 60
-        return self._finish(trainer, heldout, before, minutes, watch)
+        if newest is None:
+            trainer.train()
+        elif watch.out_of_time() or _step_of(newest) >= self.recipe.run.steps:
+            trainer.stand_at(newest)  # TRL would take a step before it asked whether to stop
+        else:
+            trainer.train(resume_from_checkpoint=str(newest))
 
-    def _finish(
-        self, trainer: Any, heldout: HeldOut, before: dict[str, float], minutes: float, watch: Any
-    ) -> TextSummary:
+    def _finish(self, trainer: Any, heldout: HeldOut, before: dict[str, float], watch: Watch) -> TextSummary:
         step = trainer.state.global_step
         after = watch.last[1] if watch.last and watch.last[0] == step else heldout(trainer.model)
         if not (watch.last and watch.last[0] == step):
@@ -123,7 +138,7 @@ class TextSession:
         summary = TextSummary(
             run_dir=str(self.folder),
             steps=step,
-            minutes=round(minutes, 2),
+            minutes=round(watch.elapsed() / 60, 2),
             before=before,
             after=after,
             protocol=as_dict(spec) | {"max_tokens": self.recipe.generation.max_tokens},
@@ -223,7 +238,7 @@ class _LeftOut(logging.Filter):
 def _newest(folder: Path) -> Path:
     """The newest whole checkpoint of a run."""
     found = [
-        (int(path.name.rpartition("-")[2]), path)
+        (_step_of(path), path)
         for path in (folder / "checkpoints").glob("checkpoint-*")
         if (path / "trainer_state.json").is_file() and (path / "anchors.json").is_file()
     ]
@@ -232,62 +247,10 @@ def _newest(folder: Path) -> Path:
     return max(found)[1]
 
 
-def _callback(session: TextSession, heldout: HeldOut) -> Any:
-    """The one TRL callback: logs every step, evaluates, stops by the clock or on Ctrl-C after the step."""
-    import signal
+def _seconds_of(checkpoint: Path | None) -> float:
+    """How long a run had trained; 0 where an earlier version did not say."""
+    return 0.0 if checkpoint is None else read_json(checkpoint / "anchors.json").get("seconds", 0.0)
 
-    from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):
-        paused = 0.0
-        interrupted = False
-        last: tuple[int, dict[str, float]] | None = None
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.started = time.monotonic()
-            self._old = signal.signal(signal.SIGINT, self._stop)
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            signal.signal(signal.SIGINT, self._old)
-
-        def _stop(self, *_: Any) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-            session.tell("finishing the step; press Ctrl-C again to stop at once")
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
-            if "loss" in numbers:
-                session.log(state.global_step, {}, numbers)
-                reward = (
-                    f"  reward {numbers['reward']:.3f}"
-                    if "reward" in numbers
-                    else f"  loss {numbers['loss']:.4f}"
-                )
-                session.tell(f"step {state.global_step}/{state.max_steps}{reward}")
-
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            if state.global_step == state.max_steps:  # with checkpoint.every=0 the only one
-                control.should_save = True
-            every = session.recipe.evaluation.every
-            if every and state.global_step % every == 0:
-                began = time.monotonic()
-                scores = heldout(model)
-                self.last = (state.global_step, scores)
-                moved = {} if session.drift is None else session.drift.measure()
-                session.log(state.global_step, scores, moved)
-                session.tell(f"step {state.global_step}: held-out pass@1 {scores['pass@1']:.3f}")
-                self.paused += time.monotonic() - began
-            if state.global_step % passes_of(session.recipe.objective) == 0 and session.world.any(
-                self._finished()
-            ):
-                control.should_training_stop = True
-                control.should_save = True
-
-        def _finished(self) -> bool:
-            limit = session.recipe.run.minutes
-            spent = (time.monotonic() - self.started - self.paused) / 60
-            return self.interrupted or (limit is not None and spent >= limit)
-
-    return Watch()
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -219,6 +219,38 @@ def test_no_resume_without_a_checkpoint_and_no_second_run_in_a_folder(lm, tmp_pa
     assert result.exit_code == 2 and "no whole checkpoint" in result.stderr
 
 
+def test_a_resumed_run_whose_minutes_are_used_up_stops_at_once(lm, tmp_path):
+    folder = tmp_path / "run"
+    run(*arguments("sft", lm, folder, **{"run.steps": 9}), "run.minutes=1e-4")
+    (checkpoint,) = (folder / "checkpoints").glob("checkpoint-*")
+    seconds = json.loads((checkpoint / "anchors.json").read_text())["seconds"]
+    first = json.loads((folder / "summary.json").read_text())
+    assert seconds >= 6e-3 and first["steps"] < 9  # 1e-4 minutes
+    trained = load_file(folder / "model" / "model.safetensors")
+    (checkpoint / "anchors.json").write_text('{"anchors": [], "seconds": 300.0}')
+    output = run("--resume", folder, "run.minutes=5")
+    again = json.loads((folder / "summary.json").read_text())
+    assert again["steps"] == first["steps"] and again["minutes"] == 5.0 and "reward" not in output
+    assert again["after"] == first["after"] and not again["interrupted"]
+    for key, tensor in load_file(folder / "model" / "model.safetensors").items():
+        assert torch.equal(tensor, trained[key])
+    (checkpoint / "anchors.json").write_text(
+        '{"anchors": []}'
+    )  # as earlier versions wrote it: counted from 0
+    run("--resume", folder, "run.minutes=5", f"run.steps={first['steps'] + 1}")
+    assert json.loads((folder / "summary.json").read_text())["steps"] == first["steps"] + 1
+
+
+def test_a_run_that_is_done_takes_no_further_step_when_resumed(lm, tmp_path):
+    folder = tmp_path / "run"
+    run(*arguments("asft", lm, folder), "model.train=lora", "model.lora.rank=2", "optimizer.lr=0.1")
+    adapter = load_file(folder / "model" / "adapter_model.safetensors")
+    run("--resume", folder)
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+    for key, tensor in load_file(folder / "model" / "adapter_model.safetensors").items():
+        assert torch.equal(tensor, adapter[key])
+
+
 def test_without_intermediate_checkpoints_the_last_one_is_saved(lm, tmp_path):
     run(*arguments("sft", lm, tmp_path / "run", **{"checkpoint.every": 0}))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*-*")] == ["checkpoint-2"]

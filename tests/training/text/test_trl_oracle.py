@@ -130,6 +130,7 @@ def test_what_we_override_in_trl_still_exists_with_the_arguments_we_know():
         (trl.SFTTrainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
         (trl.DPOTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
         (trl.DPOTrainer, "_save_checkpoint"): ["self", "model", "trial"],
+        (trl.SFTTrainer, "_load_from_checkpoint"): ["self", "resume_from_checkpoint", "model"],
         (trl.SFTTrainer, "create_scheduler"): ["self", "num_training_steps", "optimizer"],
     }
     for (kind, name), arguments in known.items():
