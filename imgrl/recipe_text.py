@@ -12,7 +12,22 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 
 from imgrl.analysis.masks import MaskKind
-from imgrl.objectives.text import ADPO, ASFT, DFT, DPO, FSFT, GRPO, KDRL, SFT, SFTKL, SPINE, TRRD, TTRL, ReMix
+from imgrl.objectives.text import (
+    ADPO,
+    ASFT,
+    DFT,
+    DPO,
+    FSFT,
+    GRPO,
+    KDRL,
+    SFT,
+    SFTKL,
+    SPINE,
+    TRRD,
+    TTRL,
+    MetaDistill,
+    ReMix,
+)
 from imgrl.policies.lora import LoraSpec
 from imgrl.recipe import (
     Checkpoint,
@@ -36,7 +51,9 @@ __all__ = [
     "TextRun",
 ]
 
-AnyTextObjective = SFT | DPO | DFT | ASFT | SFTKL | FSFT | GRPO | ADPO | TRRD | KDRL | ReMix | TTRL | SPINE
+AnyTextObjective = (
+    SFT | DPO | DFT | ASFT | SFTKL | FSFT | GRPO | ADPO | TRRD | KDRL | ReMix | TTRL | SPINE | MetaDistill
+)
 
 
 @dataclass(frozen=True, kw_only=True)

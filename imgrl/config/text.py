@@ -66,7 +66,7 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
         raise ConfigError(
             f"batch.micro must divide the {total // processes} sequences of each process, got {micro}"
         )
-    if "teacher" in objective.needs and recipe.model.teacher is None:
+    if {"teacher", "target_kl"} & objective.needs and recipe.model.teacher is None:
         raise ConfigError(
             f"{objective.name} asks a teacher: set model.teacher to a model with the same tokenizer"
         )

@@ -33,7 +33,16 @@ __all__ = [
 ]
 
 Need = Literal[
-    "old", "current", "anchor", "teacher", "previous_kl", "advantage", "entropy", "forward_kl", "reverse_kl"
+    "old",
+    "current",
+    "anchor",
+    "teacher",
+    "previous_kl",
+    "advantage",
+    "entropy",
+    "forward_kl",
+    "reverse_kl",
+    "target_kl",
 ]
 """Fields of a batch that cost something to fill; an objective names those it reads."""
 
@@ -65,6 +74,8 @@ class TextBatch:
     """Exact KL(anchor || live), live, nats."""
     reverse_kl: Float[Tensor, " n t"] | None = None
     """Exact KL(live || anchor), live, nats."""
+    target_kl: Float[Tensor, " n t"] | None = None
+    """Exact KL(target || live), live, nats, of a distribution that the objective makes of several models'."""
     advantage: Float[Tensor, " n"] | None = None
     """Reward relative to its group."""
     reward: Float[Tensor, " n"] | None = None
@@ -89,6 +100,7 @@ class TextBatch:
             "entropy",
             "forward_kl",
             "reverse_kl",
+            "target_kl",
         ):
             if (value := getattr(self, name)) is not None:
                 by_token[name] = value
@@ -123,8 +135,8 @@ class TextObjective(Protocol):
     name: ClassVar[str]
     paper: ClassVar[str]
     """The source, such as ``arXiv 2509.23753``."""
-    kind: ClassVar[Literal["supervised", "preference", "online", "distillation"]]
-    """The data it learns from: demonstrations, pairs, own rollouts, or a target distribution."""
+    kind: ClassVar[Literal["supervised", "preference", "online"]]
+    """The data it learns from: demonstrations, pairs, or own rollouts."""
     anchored: ClassVar[tuple[str, str, str]]
     """Anchor, discrepancy and where it enters: a row of the README's table."""
     reduction: Reduction

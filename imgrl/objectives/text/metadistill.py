@@ -84,8 +84,8 @@ def meta_distill_loss(logits: Float[Tensor, " *n v"], target: Float[Tensor, " *n
 class MetaDistill:
     """Distillation of the last generation, anchored in the base.
 
-    The batch's ``anchor`` distribution is ``target(...)``: the trainer freezes the student at each generation's
-    start, mixes it with the base and fills ``forward_kl`` with ``meta_distill_loss``.
+    The trainer freezes the student at each generation's start, mixes it with the base teacher on texts that the
+    student writes, and fills ``target_kl`` with ``meta_distill_loss`` of that target. Rewards are looked at only.
 
     Example:
         ``MetaDistill(strength=0.5, operator="geometric")``
@@ -93,7 +93,7 @@ class MetaDistill:
 
     name: ClassVar[str] = "meta_distill"
     paper: ClassVar[str] = "arXiv 2601.13100"
-    kind: ClassVar[Literal["distillation"]] = "distillation"
+    kind: ClassVar[Literal["online"]] = "online"
     anchored: ClassVar[tuple[str, str, str]] = (
         "frozen base teachers mixed with a snapshot of the last generation",
         "exact forward KL from the mixture",
@@ -106,10 +106,14 @@ class MetaDistill:
     """Mean of probabilities, of log-probabilities, or of probabilities over several generations."""
     history: tuple[float, ...] = (0.6, 0.4)
     """Weights of the last generations, newest first; for the operator ``history``."""
+    length: int = 20
+    """Rollouts of a generation; then the student is the last generation."""
     reduction: Reduction = "token"
 
     def __post_init__(self) -> None:
         """Refuse what is no operator."""
+        if self.length < 1:
+            raise ValueError(f"Expected MetaDistill length >= 1 rollouts, got {self.length}.")
         if not 0 <= self.strength <= 1:
             raise ValueError(
                 f"Expected MetaDistill strength in [0, 1], got {self.strength}; 0.1 to 0.5 is usual."
@@ -123,7 +127,7 @@ class MetaDistill:
     @property
     def needs(self) -> frozenset[Need]:
         """The exact KL from the target to the student."""
-        return frozenset[Need]({"forward_kl"})
+        return frozenset[Need]({"target_kl"})
 
     @property
     def generations(self) -> int:
@@ -141,6 +145,6 @@ class MetaDistill:
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
         """``KL(target || student)`` by token."""
         del gather
-        divergence = require(batch, "forward_kl", self.name)
+        divergence = require(batch, "target_kl", self.name)
         loss = torch.where(batch.mask > 0, divergence, 0.0)
         return TextLoss(loss, {"target_kl": loss.detach()})

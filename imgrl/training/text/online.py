@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
-from imgrl.objectives.text import SPINE, ReMix
-from imgrl.objectives.text.base import TextBatch, TextObjective, needs_at, passes_of, reduce
+from imgrl.objectives.text import SPINE, MetaDistill, ReMix
+from imgrl.objectives.text.base import Need, TextBatch, TextObjective, needs_at, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
 from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.anchored import AnchorFiles, no_loss, note
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.replay import Group, History, pad_alike
-from imgrl.training.text.scoring import live_fields, statistics
+from imgrl.training.text.scoring import distilled_fields, live_fields, statistics
 from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["OnlineTrainer"]
@@ -25,7 +25,7 @@ _KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "adva
 
 
 class OnlineTrainer(AnchorFiles, GRPOTrainer):
-    """GRPO, ADPO, TRRD, KDRL, ReMix, TTRL and SPINE on TRL's rollouts, rewards and advantages."""
+    """GRPO, ADPO, TRRD, KDRL, ReMix, TTRL, SPINE and meta-distillation on TRL's rollouts, rewards and advantages."""
 
     def __init__(
         self, *args: Any, objective: TextObjective, teacher: nn.Module | None = None, **kwargs: Any
@@ -39,6 +39,10 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         policy: Any = self.model
         if "previous_kl" in objective.needs:
             self.anchors["previous"], self.anchors["start"] = Snapshot(policy), Snapshot(policy)
+        self.generations: list[Snapshot] = []
+        if isinstance(objective, MetaDistill):
+            self.generations = [Snapshot(policy) for _ in range(objective.generations)]
+            self.anchors |= {f"generation-{i}": own for i, own in enumerate(self.generations)}
         self.history = History(objective.history) if isinstance(objective, ReMix) else None
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(self.accelerator.device)
@@ -60,7 +64,8 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             kept = rows.mask.any(-1)
             chosen = self.objective.chosen(seen["entropy"][kept], rows.mask[kept].to(torch.float32))
             output["tokens_per_chosen"] = self._per_token(chosen, output["num_items_in_batch"])
-        if self.teacher is not None:
+        if "teacher" in self.objective.needs:
+            assert self.teacher is not None
             output["teacher"] = self._statistics(self.teacher, rows, ["log_prob"])["log_prob"]
         if self.history is not None:
             output = self._mixed(output, ages)
@@ -94,6 +99,13 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         if "start" in self.anchors:
             self.anchors["previous"].renew(self.anchors["start"])
             self.anchors["start"].renew(policy)
+        if (
+            isinstance(self.objective, MetaDistill)
+            and self.rollouts
+            and self.rollouts % self.objective.length == 0
+        ):
+            for older, newer in zip(self.generations[::-1], [*self.generations[-2::-1], policy], strict=True):
+                older.renew(newer)
         at = getattr(self.objective, "reincarnate_at", None)
         if at is not None and not self.reincarnated and self.rollouts >= at:
             self.reincarnated = True
@@ -148,14 +160,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             return no_loss(model, rows.input_ids)
         rows = rows.select(kept)
         needs = needs_at(self.objective, self.rollouts)
-        fields = live_fields(
-            model,
-            rows,
-            needs=needs,
-            temperature=self.temperature,
-            base=self.anchors.get("base"),
-            previous=self.anchors.get("previous"),
-        )
+        fields = self._fields(model, rows, needs)
         stored = {key: inputs[key][kept] for key in ("old", "current", "teacher") if key in needs}
         batch = TextBatch(
             mask=rows.mask.to(torch.float32),
@@ -176,6 +181,28 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             return reduce(out.loss, batch.mask, how="token", denominator=total)
         share = len(rows.mask) / len(kept) / self.current_gradient_accumulation_steps
         return share * reduce(out.loss, batch.mask, how=self.objective.reduction)
+
+    def _fields(self, model: Any, rows: Rows, needs: Collection[Need]) -> dict[str, Tensor]:
+        """What the loss reads of the live policy and its anchors."""
+        objective = self.objective
+        if isinstance(objective, MetaDistill):
+            assert self.teacher is not None
+            return distilled_fields(
+                model,
+                rows,
+                objective=objective,
+                teacher=self.teacher,
+                generations=self.generations,
+                temperature=self.temperature,
+            )
+        return live_fields(
+            model,
+            rows,
+            needs=needs,
+            temperature=self.temperature,
+            base=self.anchors.get("base"),
+            previous=self.anchors.get("previous"),
+        )
 
     # --------------------------------------------------------------- saving
 

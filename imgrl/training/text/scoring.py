@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from imgrl.objectives.text import MetaDistill
 from imgrl.objectives.text.base import Need
 from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.heads import Outputs, Rows, plain_head, read_outputs
 from imgrl.training.text.snapshots import Snapshot
 
-__all__ = ["live_fields", "statistics"]
+__all__ = ["distilled_fields", "live_fields", "statistics"]
 
 
 @torch.no_grad()
@@ -75,6 +76,36 @@ def live_fields(
         return fields
 
     return given | read_outputs(model, rows, read, head)
+
+
+def distilled_fields(
+    model: nn.Module,
+    rows: Rows,
+    *,
+    objective: MetaDistill,
+    teacher: nn.Module,
+    generations: Sequence[Snapshot],
+    temperature: float = 1.0,
+) -> dict[str, Tensor]:
+    """``log_prob`` and ``target_kl`` against the mixture of the last generations, newest first, and the teacher.
+
+    A mixture of distributions is no model's, so whole logits are made here.
+    """
+    own: nn.Module = getattr(model, "module", model)
+    said: list[Tensor] = []
+    for generation in generations:
+        with generation.applied(own):
+            said.append(_outputs(own, rows, None).source / temperature)
+    with torch.no_grad():
+        base = _outputs(teacher, rows, None).source / temperature
+        # Times the temperature, by which the statistics below divide what they compare.
+        target = Outputs(objective.target(*said, base=base) * temperature)
+
+    def read(live: Outputs) -> dict[str, Tensor]:
+        found = live.statistics(rows, ["log_prob", "forward_kl"], temperature=temperature, anchor=target)
+        return {"log_prob": found["log_prob"], "target_kl": found["forward_kl"]}
+
+    return read_outputs(model, rows, read, None)
 
 
 def _outputs(model: nn.Module, rows: Rows, head: nn.Linear | None) -> Outputs:

@@ -285,10 +285,10 @@ def test_a_table_of_logits_trained_by_it_reaches_the_target():
 
 def test_the_objective_is_the_masked_divergence_by_token():
     objective = TEXT_OBJECTIVES["meta_distill"]()
-    assert isinstance(objective, TextObjective) and objective.needs == {"forward_kl"}
+    assert isinstance(objective, TextObjective) and objective.needs == {"target_kl"}
     mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
     divergence = torch.tensor([[0.5, 1.0], [1.5, float("nan")]], requires_grad=True)
-    out = objective.loss(TextBatch(log_prob=torch.zeros(2, 2), mask=mask, forward_kl=divergence))
+    out = objective.loss(TextBatch(log_prob=torch.zeros(2, 2), mask=mask, target_kl=divergence))
     assert out.loss.tolist() == [[0.5, 1.0], [1.5, 0.0]]
     reduce(out.loss, mask, how=objective.reduction).backward()
     torch.testing.assert_close(divergence.grad, mask / 3)
@@ -304,7 +304,7 @@ def test_the_objective_uses_its_own_operator_and_says_how_many_generations_it_ne
 
 
 def test_a_batch_without_the_divergence_is_refused():
-    with pytest.raises(ValueError, match="forward_kl for objective 'meta_distill'"):
+    with pytest.raises(ValueError, match="target_kl for objective 'meta_distill'"):
         MetaDistill().loss(TextBatch(log_prob=torch.zeros(1, 2), mask=torch.ones(1, 2)))
 
 
@@ -313,6 +313,7 @@ def test_a_batch_without_the_divergence_is_refused():
     [
         ({"strength": 1.5}, r"strength in \[0, 1\], got 1.5"),
         ({"strength": float("nan")}, "strength in"),
+        ({"length": 0}, "length >= 1"),
         ({"operator": "harmonic"}, "harmonic"),
         ({"reduction": "mean"}, "mean"),
         ({"history": (0.5, 0.6)}, "sum to 1"),

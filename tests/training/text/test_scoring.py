@@ -7,8 +7,9 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from imgrl.objectives.text import MetaDistill  # noqa: E402
 from imgrl.training.text.heads import Rows, plain_head  # noqa: E402
-from imgrl.training.text.scoring import live_fields, statistics  # noqa: E402
+from imgrl.training.text.scoring import distilled_fields, live_fields, statistics  # noqa: E402
 from imgrl.training.text.snapshots import Snapshot  # noqa: E402
 
 NEEDS = ("entropy", "forward_kl", "reverse_kl", "previous_kl", "anchor")
@@ -17,7 +18,7 @@ SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "nu
 
 def llama(vocabulary=50, **more):
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=vocabulary, initializer_range=0.3, **SIZES, **more)
+    config = transformers.LlamaConfig(vocab_size=vocabulary, **{"initializer_range": 0.3, **SIZES, **more})
     return transformers.LlamaForCausalLM(config).train()
 
 
@@ -190,3 +191,34 @@ def test_no_tensor_but_the_output_matrix_and_one_chunk_grows_with_the_vocabulary
     assert largest() == 32 * 4000  # a chunk holds 32 positions at least
     monkeypatch.setattr(scoring, "plain_head", lambda model: None)
     assert largest() >= 2 * 96 * 4000  # the watch sees whole logits where they are made
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_target_of_generations_and_a_teacher_is_their_mean(temperature):
+    """Against the mixture and its divergence written down on the logits of four separate models."""
+    generator = torch.Generator().manual_seed(5)
+    live, newer, older, teacher = (llama(initializer_range=0.1 + 0.1 * i).eval() for i in range(4))
+    ids = torch.randint(50, (2, 7), generator=generator)
+    whole = torch.ones_like(ids)
+    rows = Rows(input_ids=ids, attention_mask=whole, tokens=ids[:, 3:], mask=whole[:, 3:].bool())
+    z, *others = (
+        (model(ids).logits[:, 2:-1] / temperature).double() for model in (live, newer, older, teacher)
+    )
+    mixed = sum(w * other.softmax(-1) for w, other in zip((0.35, 0.35, 0.3), others, strict=True)).detach()
+    expected = (mixed * (mixed.log() - z.log_softmax(-1))).sum(-1)
+    found = distilled_fields(
+        live,
+        rows,
+        objective=MetaDistill(strength=0.3, operator="history", history=(0.5, 0.5)),
+        teacher=teacher,
+        generations=[Snapshot(newer), Snapshot(older)],
+        temperature=temperature,
+    )
+    torch.testing.assert_close(found["target_kl"].double(), expected, atol=1e-5, rtol=1e-4)
+    slopes = []
+    for total in (found["target_kl"].sum(), expected.sum()):
+        live.zero_grad()
+        total.backward()
+        slopes.append([p.grad.clone() for p in live.parameters()])
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)

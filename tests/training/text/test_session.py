@@ -62,7 +62,7 @@ def arguments(name, lm, folder, reward=None, **other):
 @pytest.mark.parametrize("name", [kind.name for kind in AnyTextObjective.__args__])
 def test_every_objective_trains_and_leaves_a_run_folder(name, lm, teacher, tmp_path, letters):
     folder = tmp_path / "run"
-    more = [f"model.teacher={teacher}"] if name in ("trrd", "kdrl") else []
+    more = [f"model.teacher={teacher}"] if name in ("trrd", "kdrl", "meta_distill") else []
     run(*arguments(name, lm, folder, letters), *more)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["round"] == 0 and "heldout/pass@1" in rows[0]
@@ -83,15 +83,18 @@ def test_a_batch_of_completions_can_be_used_twice(lm, tmp_path, letters):
     assert first["objective/ratio_gap"] < 1e-6 < 1e-3 < second["objective/ratio_gap"]
 
 
-def test_recipes_offer_every_objective_that_has_a_trainer():
-    assert {kind.name for kind in AnyTextObjective.__args__} | {"meta_distill"} == set(TEXT_OBJECTIVES)
+def test_recipes_offer_every_objective():
+    assert {kind.name for kind in AnyTextObjective.__args__} == set(TEXT_OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", ["asft", "remix"])
-def test_a_resumed_run_ends_in_the_same_weights(name, lm, tmp_path, letters):
+@pytest.mark.parametrize("name", ["asft", "remix", "meta_distill"])
+def test_a_resumed_run_ends_in_the_same_weights(name, lm, teacher, tmp_path, letters):
     """ReMix replays groups and renews its base on the way; ASFT keeps its base."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    more = ["objective.reincarnate_at=2", "objective.replay=0.7"] if name == "remix" else []
+    more = {
+        "remix": ["objective.reincarnate_at=2", "objective.replay=0.7"],
+        "meta_distill": ["objective.length=2", "objective.operator=history", f"model.teacher={teacher}"],
+    }.get(name, [])
     settings = [a for a in arguments(name, lm, whole, letters) if not a.startswith("run.steps")] + more
     run(*settings, "run.steps=6")
     shutil.copytree(whole, cut)
@@ -115,6 +118,25 @@ def test_a_resumed_run_ends_in_the_same_weights(name, lm, tmp_path, letters):
         for f in (cut, whole)
     ]
     assert losses[0] == losses[1]
+
+
+def test_generations_move_on_and_the_student_comes_closer_to_its_target(lm, teacher, tmp_path, letters):
+    """With one rollout a generation, the last generation of a step is the model after the step before it."""
+    sizes = {"run.steps": 4, "checkpoint.every": 1}
+    run(
+        *arguments("meta_distill", lm, tmp_path / "run", letters, **sizes),
+        *("objective.length=1", "objective.operator=history", "objective.strength=0.8"),
+        *(f"model.teacher={teacher}", "checkpoint.keep=4", "optimizer.lr=3e-3"),
+    )
+    folders = [tmp_path / "run" / "checkpoints" / f"checkpoint-{step}" for step in range(1, 5)]
+    models = [load_file(folder / "model.safetensors") for folder in folders]
+    anchors = load_file(folders[3] / "anchors.safetensors")
+    for generation, model in ((0, models[2]), (1, models[1])):
+        own = {k.split("/", 1)[1]: t for k, t in anchors.items() if k.startswith(f"generation-{generation}/")}
+        assert own and all(torch.equal(tensor, model[name]) for name, tensor in own.items())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    gaps = [row["objective/target_kl"] for row in rows if "loss" in row]
+    assert gaps[0] > gaps[-1] > 0
 
 
 def test_lora_trains_and_its_base_is_the_model_without_it(lm, tmp_path):
@@ -148,6 +170,7 @@ BAD = [
     (["tiny-lm/grpo", "batch.micro=7"], "batch.micro must divide"),
     (["tiny-lm/adpo", "batch.micro=8"], "left out for adpo"),
     (["tiny-lm/trrd", "model.teacher=null"], "set model.teacher"),
+    (["tiny-lm/meta-distill", "model.teacher=null"], "set model.teacher"),
     (["tiny-lm/remix", "run.steps=3"], "multiple of objective.passes"),
     (["tiny-lm/grpo", "objective.clip=0.1"], "unknown key 'objective.clip'"),
     (["tiny-lm/grpo", "data.prompts=nowhere.jsonl"], "no file nowhere.jsonl"),
