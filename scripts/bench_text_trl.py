@@ -84,7 +84,7 @@ def trl_trainer(inputs: Inputs, source: str, extras: tuple[str, ...]) -> Any:
     def log_probs(*_: Any, **__: Any) -> tuple[Tensor, Tensor, None]:
         if source == "logits":
             return selective_log_softmax(inputs.logits, inputs.ids), inputs.mask, None
-        log_prob, entropy, *_ = ChunkedLogProbFunction.apply(
+        log_prob, entropy = ChunkedLogProbFunction.apply(
             inputs.hidden.flatten(0, 1),
             inputs.weight,
             None,
@@ -94,7 +94,7 @@ def trl_trainer(inputs: Inputs, source: str, extras: tuple[str, ...]) -> Any:
             None,
             1.0,
             extras,
-        )
+        )[:2]
         entropy = inputs.mask if entropy is None else entropy.view_as(inputs.mask)
         return log_prob.view_as(inputs.mask), entropy, None
 

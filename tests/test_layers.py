@@ -111,8 +111,9 @@ def test_the_maths_uses_torch_and_numbers_only(path):
     assert not roots - MATHS_MAY_USE - set(sys.stdlib_module_names)
 
 
-# Subclasses of TRL's trainers: modules of their own, which nothing may import at its top.
+# Subclasses of TRL's trainers and callback: modules of their own, which nothing may import at its top.
 LAZY = {f"imgrl.training.text.{name}": {"trl"} for name in ("online", "preference", "supervised")}
+LAZY["imgrl.training.text.watch"] = {"transformers"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -53,19 +53,16 @@ def live_fields(
     """
     own: nn.Module = getattr(model, "module", model)  # a wrapper must not see forwards without gradient
     head = plain_head(model)
-    given: dict[str, Tensor] = {}
     before = then = None
+    given: dict[str, Tensor] = {}
     # Anchors first: their weights are switched in and out again before the graph of the live pass exists.
     if base is not None and {"forward_kl", "reverse_kl", "anchor"} & set(needs):
         with base.applied(own):
-            before = _outputs(own, rows, head)
-        if "anchor" in needs:
-            given["anchor"] = before.statistics(rows, ["log_prob"], temperature=temperature)["log_prob"][
-                :, :-1
-            ]
+            before, found = _outputs(own, rows, head, ["log_prob"] if "anchor" in needs else [], temperature)
+        given = {"anchor": found["log_prob"]} if found else {}
     if previous is not None and "previous_kl" in needs:
         with previous.applied(own):
-            then = _outputs(own, rows, head)
+            then, _ = _outputs(own, rows, head, [], temperature)
     want: list[Want] = [name for name in get_args(Want) if name == "log_prob" or name in needs]
 
     def read(live: Outputs) -> dict[str, Tensor]:
@@ -95,9 +92,9 @@ def distilled_fields(
     said: list[Tensor] = []
     for generation in generations:
         with generation.applied(own):
-            said.append(_outputs(own, rows, None).source / temperature)
+            said.append(_outputs(own, rows, None, [], temperature)[0].source / temperature)
     with torch.no_grad():
-        base = _outputs(teacher, rows, None).source / temperature
+        base = _outputs(teacher, rows, None, [], temperature)[0].source / temperature
         # Times the temperature, by which the statistics below divide what they compare.
         target = Outputs(objective.target(*said, base=base) * temperature)
 
@@ -108,13 +105,20 @@ def distilled_fields(
     return read_outputs(model, rows, read, None)
 
 
-def _outputs(model: nn.Module, rows: Rows, head: nn.Linear | None) -> Outputs:
-    """What a model says of rows, to be compared with later; without gradient."""
-    found: list[Outputs] = []
+def _outputs(
+    model: nn.Module, rows: Rows, head: nn.Linear | None, want: list[Want], temperature: float
+) -> tuple[Outputs, dict[str, Tensor]]:
+    """What a model says of rows, to be compared with later, and statistics of it; without gradient.
+
+    Those are computed inside its forward pass, in the precision that the live policy's will have.
+    """
+    kept: list[Outputs] = []
 
     def read(outputs: Outputs) -> dict[str, Tensor]:
-        found.append(outputs.detach())
-        return {"nothing": outputs.source[..., 0]}
+        kept.append(outputs.detach())
+        if not want:
+            return {"nothing": outputs.source[..., 0]}
+        return outputs.statistics(rows, want, temperature=temperature)
 
-    read_outputs(model, rows, read, head)
-    return found[0]
+    found = read_outputs(model, rows, read, head)
+    return kept[0], {name: found[name] for name in want}

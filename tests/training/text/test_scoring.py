@@ -1,6 +1,7 @@
 """Statistics computed where the output layer stands, against those of the model's whole logits."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -133,6 +134,24 @@ def test_fields_and_gradients_are_those_of_the_whole_logits(name, temperature):
     assert "forward" not in vars(model.get_output_embeddings())  # generation gets logits again
 
 
+def test_in_half_precision_the_anchor_is_scored_as_the_policy_is(monkeypatch):
+    """Under autocast as accelerate sets it, around the forward pass alone; equal policies then have equal numbers."""
+    from imgrl.training.text import scoring
+
+    found = []
+    for whole in (False, True):
+        model = llama()
+        half = torch.autocast("cpu", dtype=torch.bfloat16)(type(model).forward)
+        model.forward = types.MethodType(half, model)
+        if whole:
+            monkeypatch.setattr(scoring, "plain_head", lambda model: None)
+        fields = live_fields(model, rows_of(), needs=NEEDS, base=Snapshot(model), previous=Snapshot(model))
+        assert torch.equal(fields["anchor"], fields["log_prob"])
+        assert fields["reverse_kl"].abs().max() < 1e-6  # float32 sums of bfloat16 logits
+        found.append(fields)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
 def test_rollouts_are_scored_the_same_in_any_batch():
     model, rows = llama(), rows_of()
     base = Snapshot(model)
@@ -171,7 +190,7 @@ def largest():
                     self.most = max(self.most, tensor.numel())
             return out
 
-    model = llama(4000)
+    model = llama(2000)
     shapes = {p.shape for p in model.parameters()} | {p.T.shape for p in model.parameters() if p.ndim == 2}
     ids = torch.randint(2, 50, (2, 100), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(2, 96, dtype=torch.bool)
@@ -188,9 +207,9 @@ def test_no_tensor_but_the_output_matrix_and_one_chunk_grows_with_the_vocabulary
     from imgrl.training.text import scoring
 
     monkeypatch.setitem(vocabulary.CHUNK_LOGITS, "cpu", 1)
-    assert largest() == 32 * 4000  # a chunk holds 32 positions at least
+    assert largest() == 32 * 2000  # a chunk holds 32 positions at least
     monkeypatch.setattr(scoring, "plain_head", lambda model: None)
-    assert largest() >= 2 * 96 * 4000  # the watch sees whole logits where they are made
+    assert largest() >= 2 * 96 * 2000  # the watch sees whole logits where they are made
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
