@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
+from imgrl.errors import ConfigError
 from imgrl.objectives.text import SPINE, MetaDistill, ReMix
 from imgrl.objectives.text.base import Need, TextBatch, TextObjective, needs_at, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
@@ -41,6 +42,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             self.anchors["previous"], self.anchors["start"] = Snapshot(policy), Snapshot(policy)
         self.generations: list[Snapshot] = []
         if isinstance(objective, MetaDistill):
+            _require_same_outputs(policy, teacher)
             self.generations = [Snapshot(policy) for _ in range(objective.generations)]
             self.anchors |= {f"generation-{i}": own for i, own in enumerate(self.generations)}
         self.history = History(objective.history) if isinstance(objective, ReMix) else None
@@ -219,6 +221,16 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         self.reincarnated = bool(facts["reincarnated"])
         if self.history is not None:
             self.history.load_state_dict(tensors)
+
+
+def _require_same_outputs(student: Any, teacher: Any) -> None:
+    """Models with one tokenizer may still pad their vocabularies to different sizes."""
+    own, other = student.config.vocab_size, teacher.config.vocab_size
+    if own != other:
+        raise ConfigError(
+            f"model.teacher has {other} outputs a token and the student {own}, but meta_distill mixes whole distributions; "
+            "give a teacher with as many"
+        )
 
 
 def _rows(output: Mapping[str, Any]) -> Rows:

@@ -15,14 +15,14 @@ def tokenizer(extra=""):
     )
 
 
-def save(folder, *, seed=0, extra=""):
+def save(folder, *, seed=0, extra="", padding=0):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     own = tokenizer(extra)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(own),
+        vocab_size=len(own) + padding,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,

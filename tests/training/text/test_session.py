@@ -210,6 +210,13 @@ def test_rows_without_prompt_or_completion_are_named(lm, tmp_path):
         assert any(part in result.stderr for part in sentence.split("|")), result.stderr
 
 
+def test_a_teacher_with_more_outputs_is_refused_where_distributions_are_mixed(lm, tmp_path, letters):
+    other = save(tmp_path / "other", padding=3)
+    given = [*arguments("meta_distill", lm, tmp_path / "run", letters), f"model.teacher={other}"]
+    result = CliRunner().invoke(app, ["lm", "train", *given])
+    assert result.exit_code == 2 and "give a teacher with as many" in result.stderr
+
+
 def test_a_teacher_of_another_tokenizer_is_refused(lm, tmp_path):
     other = save(tmp_path / "other", extra="!?")
     folder = tmp_path / "run"
