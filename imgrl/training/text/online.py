@@ -228,8 +228,8 @@ def _require_same_outputs(student: Any, teacher: Any) -> None:
     own, other = student.config.vocab_size, teacher.config.vocab_size
     if own != other:
         raise ConfigError(
-            f"model.teacher has {other} outputs a token and the student {own}, but meta_distill mixes whole distributions; "
-            "give a teacher with as many"
+            f"model.teacher has {other} outputs a token and the student {own}, but meta_distill mixes whole "
+            "distributions; give a teacher with as many"
         )
 
 
