@@ -144,7 +144,7 @@ def matmul_tflops(device: str, dtype: torch.dtype, repeats: int) -> float:
     """The device's rate for a large square product, the honest ceiling of the column beside it."""
     size = 8192 if device.startswith("cuda") else 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
-    a @ a
+    torch.matmul(a, a)  # the first product also pays for start-up
     return 2 * size**3 / min(clock(lambda: a @ a, torch.device(device)) for _ in range(repeats)) / 1e12
 
 

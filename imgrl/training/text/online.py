@@ -40,12 +40,12 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         policy: Any = self.model
         if "previous_kl" in objective.needs:
             self.anchors["previous"], self.anchors["start"] = Snapshot(policy), Snapshot(policy)
+        self.history = History(objective.history) if isinstance(objective, ReMix) else None
         self.generations: list[Snapshot] = []
         if isinstance(objective, MetaDistill):
             _require_same_outputs(policy, teacher)
             self.generations = [Snapshot(policy) for _ in range(objective.generations)]
             self.anchors |= {f"generation-{i}": own for i, own in enumerate(self.generations)}
-        self.history = History(objective.history) if isinstance(objective, ReMix) else None
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(self.accelerator.device)
 
