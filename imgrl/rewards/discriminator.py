@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["Head", "accuracy", "balanced", "preference_loss", "side_loss"]
+__all__ = ["Head", "accuracy", "balanced", "preference_loss", "preferred", "side_loss"]
 
 Kind = Literal["hinge", "bce"]
 
@@ -62,6 +62,11 @@ def accuracy(logit: Float[Tensor, " *n"], reference: Bool[Tensor, " *n"]) -> Flo
     """Balanced share of images on the right side of 0; 0.5 where nothing can be told."""
     right = torch.where(reference, logit > 0, logit < 0).to(torch.float32)
     return balanced(right, reference)
+
+
+def preferred(reference: Float[Tensor, " n"], generated: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    """Share of pairs whose reference scores higher, a tie counting half; 0.5 where nothing can be told."""
+    return ((reference > generated).float() + (reference == generated).float() / 2).mean()
 
 
 class Head(nn.Module):

@@ -8,7 +8,7 @@ between two resize kernels instead of that between two kinds of picture.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from imgrl.errors import ModelError
 from imgrl.rewards.hub import in_brief
 
-__all__ = ["Extractor", "Features", "LiteFeatures", "VitFeatures", "load_extractor", "prepared"]
+__all__ = ["Extractor", "Features", "Frozen", "LiteFeatures", "VitFeatures", "load_extractor", "prepared"]
 
 
 class Features(NamedTuple):
@@ -58,7 +58,7 @@ def prepared(
     return (exact - mean) / std
 
 
-class _Frozen(ABC):
+class Frozen(ABC):
     """Batches and gradients of a frozen network."""
 
     def __init__(self, name: str, network: Any, *, side: int, batch: int, mean: Any, std: Any) -> None:
@@ -84,17 +84,30 @@ class _Frozen(ABC):
         """Features of normalised pixels [n, 3, side, side]."""
 
 
-class VitFeatures(_Frozen):
-    """The last layer of a timm vision transformer (DINOv2, DINOv2-reg, DINOv3, SigLIP)."""
+class VitFeatures(Frozen):
+    """The last layers of a timm vision transformer (DINOv2, DINOv2-reg, DINOv3, SigLIP), side by side."""
+
+    def __init__(self, name: str, network: Any, *, layers: int = 1, **options: Any) -> None:
+        check_depth(name, layers, len(network.blocks))
+        self.layers = layers
+        super().__init__(name, network, **options)
 
     def _see(self, pixels: Tensor) -> Features:
-        tokens = self.network.forward_features(pixels)
-        prefix = self.network.num_prefix_tokens  # registers are not patches
-        overall = tokens[:, 0] if prefix else self.network.forward_head(tokens, pre_logits=True)
-        return Features(overall, tokens[:, prefix:])
+        found = self.network.forward_intermediates(
+            pixels,
+            indices=self.layers,
+            norm=True,  # every layer by the network's last norm, as its last one is
+            output_fmt="NLC",
+            intermediates_only=True,
+            return_prefix_tokens=True,
+        )
+        if self.network.num_prefix_tokens:  # registers are not patches
+            return side_by_side((prefix[:, 0], patches) for patches, prefix in found)
+        patches = (layer[0] if isinstance(layer, tuple) else layer for layer in found)
+        return side_by_side((self.network.forward_head(layer, pre_logits=True), layer) for layer in patches)
 
 
-class LiteFeatures(_Frozen):
+class LiteFeatures(Frozen):
     """Stages two to four of EfficientNet-Lite0 on the grid of the fourth: edges, textures and parts; small and real.
 
     The overall vector is the mean of the patches.
@@ -109,30 +122,58 @@ class LiteFeatures(_Frozen):
         return Features(patches.mean(1), patches)
 
 
+def side_by_side(layers: Iterable[tuple[Tensor, Tensor]]) -> Features:
+    """Features of several layers, each (overall [n, d], patches [n, p, d]), as one of width ``layers * d``."""
+    return Features(*(torch.cat(parts, dim=-1) for parts in zip(*layers, strict=True)))
+
+
+def check_depth(name: str, layers: int, depth: int) -> None:
+    """Refuse more layers than a network has.
+
+    Raises:
+        ModelError: with both numbers.
+    """
+    if not 1 <= layers <= depth:
+        raise ModelError(f"{name} has {depth} layers, so 1 to {depth} of them can be read, not {layers}.")
+
+
 def load_extractor(
-    name: str = "efficientnet-lite0", *, side: int | None = None, batch: int = 32, device: str | None = None
+    name: str = "efficientnet-lite0",
+    *,
+    side: int | None = None,
+    layers: int = 1,
+    batch: int = 32,
+    device: str | None = None,
 ) -> Extractor:
     """Load a frozen network by name.
 
     Args:
         name: ``efficientnet-lite0`` (weights that come with a package), the name of a timm model such as
-            ``vit_base_patch14_dinov2.lvd142m``, or a folder that timm saved.
+            ``vit_base_patch14_dinov2.lvd142m``, a folder that timm saved, ``pickscore``, or what
+            :mod:`imgrl.rewards.towers` loads: ``transformers:NAME``, ``open_clip:NAME``.
         side: pixels to which images are resized; None takes the network's own, and 128 for EfficientNet.
+        layers: how many of its last layers, side by side; EfficientNet has its own choice of stages.
         batch: images it sees at once.
         device: where it computes; None is the first GPU, if there is one.
 
     Raises:
-        ModelError: if the weights are not there or the network has no patches.
+        ModelError: if the weights are not there, the network has no patches or not so many layers.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "efficientnet-lite0":
         from imgrl.rewards.backbone import load_backbone
 
+        if layers != 1:
+            raise ModelError(f"{name} gives three stages as one layer, so layers must be 1, not {layers}.")
         network = load_backbone().network
         config = network.default_cfg
         return LiteFeatures(
             name, network.to(where), side=side or 128, batch=batch, mean=config["mean"], std=config["std"]
         )
+    if name == "pickscore" or name.startswith(("transformers:", "open_clip:")):
+        from imgrl.rewards.towers import load_tower
+
+        return load_tower(name, side=side, layers=layers, batch=batch, device=where)
     network = _timm(name, side).to(where)
     config = network.pretrained_cfg
     if not hasattr(network, "num_prefix_tokens"):
@@ -140,7 +181,8 @@ def load_extractor(
             f"{name} is no vision transformer: it has no patches to look at; choose a ViT of timm's."
         )
     own = side or int(config["input_size"][-1])
-    return VitFeatures(name, network, side=own, batch=batch, mean=config["mean"], std=config["std"])
+    options = {"side": own, "batch": batch, "mean": config["mean"], "std": config["std"]}
+    return VitFeatures(name, network, layers=layers, **options)
 
 
 def _timm(name: str, side: int | None) -> Any:

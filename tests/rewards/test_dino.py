@@ -165,3 +165,14 @@ def test_the_network_that_needs_no_download(references, noise):
     own, other = reward(noise(1, seed=7), ["a"])[0], reward(torch.zeros(1, 3, 32, 32), ["a"])[0]
     assert own == pytest.approx(1, abs=1e-3)  # references are enlarged by Pillow, images by torch
     assert other is not None and other < 0.9
+
+
+def test_several_of_the_last_layers_lie_side_by_side(saved, noise):
+    folder, network, prefix = saved
+    images = noise(2)
+    one, two = (load_extractor(str(folder), device="cpu", layers=layers)(images) for layers in (1, 2))
+    assert two.patches.shape == (2, 16, 64) and two.overall.shape == (2, 64)
+    torch.testing.assert_close(two.patches[..., 32:], one.patches, atol=1e-6, rtol=0)
+    torch.testing.assert_close(two.overall[:, 32:], one.overall, atol=1e-6, rtol=0)
+    with pytest.raises(ModelError, match="has 2 layers, so 1 to 2 of them can be read, not 3"):
+        load_extractor(str(folder), layers=3)

@@ -1,0 +1,219 @@
+"""The rounds of a discriminator, whatever it is made of: references, schedule, steps, and what a checkpoint keeps.
+
+A round is scored first, by one discriminator, and learned from afterwards. Training and scoring share one way from
+pixels to features, so the reward is the discriminator that was trained.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from imgrl.errors import RewardError
+from imgrl.rewards.discriminator import accuracy
+from imgrl.rewards.features import Extractor, Features
+from imgrl.rewards.learning import Peers
+from imgrl.rewards.references import References, load_references
+from imgrl.rewards.replay import Replay
+from imgrl.rewards.schedule import Schedule
+
+__all__ = ["Loss", "Rival", "rows_of"]
+
+Loss = Literal["hinge", "bce", "pairwise"]
+
+
+class Rival(ABC):
+    """A reward that learns to tell references from the policy's images.
+
+    Args:
+        references: see :func:`imgrl.rewards.references.load_references`.
+        extractor: the frozen part: pixels to features.
+        head: the part that is trained, float32; features to logits.
+        loss: ``hinge``, ``bce`` or ``pairwise``.
+        lr: Adam's rate.
+        batch: images of each side in a step; None for a round's.
+        replay: share of generated images in a step that come from earlier rounds; ``pairwise`` has none.
+        memory: images of earlier rounds that are kept, as features.
+        schedule: when it learns.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self,
+        *,
+        references: str,
+        extractor: Extractor,
+        head: nn.Module,
+        loss: Loss,
+        lr: float,
+        batch: int | None,
+        replay: float,
+        memory: int,
+        schedule: Schedule,
+        seed: int,
+    ) -> None:
+        if not lr > 0 or (batch is not None and batch < 2) or not 0 <= replay < 1:
+            raise ValueError(
+                f"Expected lr > 0, batch >= 2 or none, replay in [0, 1), got {lr}, {batch} and {replay}."
+            )
+        self.source, self.seed = references, seed
+        self.loss: Loss = loss
+        self.batch, self.schedule = batch, schedule
+        self.share = replay if loss != "pairwise" else 0.0  # an old image has no reference of its prompt
+        self.extractor, self.head = extractor, head.to(extractor.device)
+        trained = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=lr, betas=(0.5, 0.999))
+        self.replay = Replay(capacity=memory)
+        self.round = 0
+        self._references: References | None = None
+        self._seen: Features | None = None
+        self._scored: tuple[Tensor, Features] | None = None
+
+    # ------------------------------------------------------------ references
+
+    def prepare(self, *, height: int, width: int, round_trip: Callable[[Tensor], Tensor]) -> None:
+        """Read the references and see them as the policy would draw them.
+
+        Args:
+            height: of the policy's images.
+            width: of the policy's images.
+            round_trip: images [n, 3, H, W] in [0, 1] through the policy's own autoencoder. Without it the easiest
+                difference between the two sides is the autoencoder's fingerprint, which no policy can change.
+        """
+        self._references = load_references(self.source, height=height, width=width, least=2)
+        drawn = [round_trip(part.float() / 255) for part in self._references.images.split(32)]
+        raw = self.extractor(torch.cat(drawn))
+        self._fit(raw)
+        self._seen, self._scored = self._standard(raw), None
+
+    def _fit(self, raw: Features) -> None:
+        """Take from the references' features how :meth:`_standard` scales; as they are, unless a kind says more."""
+        self._mean, self._scale = raw.patches.new_zeros(()), raw.patches.new_ones(())
+
+    def _standard(self, raw: Features) -> Features:
+        """Features as the head reads them."""
+        return Features(*((part - self._mean) / self._scale for part in raw))
+
+    def _known(self) -> tuple[References, Features]:
+        """The references and their features; RewardError before they have been seen."""
+        if self._references is None or self._seen is None:
+            raise RewardError("An adversarial reward must see its references first: call prepare().")
+        return self._references, self._seen
+
+    # --------------------------------------------------------------- scoring
+
+    def features(self, images: Tensor) -> Features:
+        """The one way from pixels to what the head reads; the images last scored are not looked at twice."""
+        self._known()
+        if self._scored is None or not torch.equal(self._scored[0], images):
+            self._scored = (images, self._standard(self.extractor(images)))
+        return self._scored[1]
+
+    @abstractmethod
+    def score(self, features: Features, prompts: Sequence[str]) -> Tensor:
+        """Reward [n] of each image for its prompt: higher is more like the references."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards [n] of images [n, 3, H, W] in [0, 1]: logits, higher is more like the references."""
+        return self.score(self.features(images), prompts).cpu()
+
+    # -------------------------------------------------------------- learning
+
+    @property
+    def waits(self) -> bool:
+        """Whether the policy should not train on this round."""
+        return not self.schedule.trains(self.round)
+
+    def learn(self, images: Tensor, prompts: Sequence[str], *, peers: Peers) -> dict[str, float]:
+        """Learn from one process's images of a round; returns what to log, the same on every process.
+
+        Gradients are averaged over processes, and what decides is measured over all of them, so the head stays equal
+        everywhere.
+        """
+        references, seen = self._known()
+        key = (1_000_003 * self.seed + self.round) * 4096 + peers.rank  # each process draws for itself
+        generator = torch.Generator().manual_seed(key)
+        generated = self.features(images)
+        own = rows_of(seen, references.draw(prompts, generator))
+        measured, ours, theirs = self._measured(own, generated, prompts, peers)
+        learns = self.schedule.learns(self.round, measured, outscored=theirs > ours)
+        losses = [
+            self._step(own, generated, prompts, generator, peers)
+            for _ in range(self.schedule.steps if learns else 0)
+        ]
+        if self.share:
+            self.replay.add(generated, generator)
+        self.round += 1
+        told = {"accuracy": measured, "margin": ours - theirs, "learned": float(learns)}
+        return told | ({"loss": sum(losses) / len(losses)} if losses else {})
+
+    @torch.no_grad()
+    def _measured(
+        self, own: Features, generated: Features, prompts: Sequence[str], peers: Peers
+    ) -> tuple[float, float, float]:
+        """Accuracy, and mean score of references and of generated images, over all processes."""
+        ours, theirs = self.score(own, prompts), self.score(generated, prompts)
+        right = self._accuracy(ours, theirs)
+        parts = peers.add_numbers([float(right), float(ours.mean()), float(theirs.mean())])
+        share, mean_ours, mean_theirs = (part / peers.size for part in parts)
+        return share, mean_ours, mean_theirs
+
+    def _accuracy(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Share that is told apart, 0.5 by chance; ``enough`` of the schedule is of this kind."""
+        logit = torch.cat([ours, theirs])
+        return accuracy(logit, torch.arange(len(logit), device=logit.device) < len(ours))
+
+    def _step(
+        self,
+        own: Features,
+        generated: Features,
+        prompts: Sequence[str],
+        generator: torch.Generator,
+        peers: Peers,
+    ) -> float:
+        """One optimiser step; references are drawn with the generated images whose prompts they share."""
+        chosen = torch.randperm(len(generated.overall), generator=generator)[: self.batch]
+        fake, real = rows_of(generated, chosen), rows_of(own, chosen)
+        old = int(self.share * len(chosen))
+        if old and len(self.replay):
+            past = self.replay.draw(old, generator)
+            fake = Features(*(torch.cat([new[old:], kept]) for new, kept in zip(fake, past, strict=True)))
+        loss = self._loss(real, fake, [prompts[int(row)] for row in chosen])
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss / peers.size).backward()
+        peers.add_gradients(self.optimizer.param_groups[0]["params"])
+        self.optimizer.step()
+        return peers.add_numbers([float(loss.detach())])[0] / peers.size
+
+    @abstractmethod
+    def _loss(self, real: Features, fake: Features, prompts: Sequence[str]) -> Tensor:
+        """Loss [] of references and as many generated images; row by row of the same prompts, replay aside."""
+
+    # ----------------------------------------------------------------- state
+
+    def state_dict(self, peers: Peers) -> dict[str, Any]:
+        """Everything that the next round depends on."""
+        return {
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(peers),
+            "round": self.round,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], peers: Peers) -> None:
+        """Go on from a saved state."""
+        self.head.load_state_dict(state["head"])
+        kept = state["optimizer"]  # numbers of parameters are texts once they have been through JSON
+        self.optimizer.load_state_dict({**kept, "state": {int(k): v for k, v in kept["state"].items()}})
+        self.replay.load_state_dict(state["replay"], peers)
+        self.round = int(state["round"])
+
+
+def rows_of(features: Features, rows: Tensor) -> Features:
+    """The features of some images."""
+    return Features(*(part[rows.to(part.device)] for part in features))
