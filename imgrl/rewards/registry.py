@@ -104,6 +104,16 @@ REWARDS |= {
             "laion/CLIP-ViT-H-14-laion2B-s32B-b79K/preprocessor_config.json",
         ),
     ),
+    "adversarial_pickscore": RewardEntry(
+        factory="imgrl.rewards.preference:AdversarialPickScore",
+        description="PickScore whose last image layers learn that references win; about 0.7 to 0.92 at the start",
+        weights="3.9 GB, hub yuvalkirstain/PickScore_v1",
+        licence="see the model card; the code is MIT",
+        hub=(
+            "yuvalkirstain/PickScore_v1/model.safetensors|pytorch_model.bin",
+            "laion/CLIP-ViT-H-14-laion2B-s32B-b79K/preprocessor_config.json",
+        ),
+    ),
     "aesthetic": RewardEntry(
         factory="imgrl.rewards.aesthetic:Aesthetic",
         description="LAION's aesthetic predictor on CLIP ViT-L/14, without the prompt; about 1 to 10",
