@@ -119,6 +119,82 @@ def test_references_go_through_the_policys_autoencoder(folder):
     assert not torch.allclose(reward._known()[1].patches, mirrored._known()[1].patches, atol=1e-3)
 
 
+# -------------------------------------------------------------- some patches
+
+
+def random_features(reward, images=4, patches=9):
+    generator = torch.Generator().manual_seed(0)
+    width = reward.extractor.width
+    shapes = ((images, width), (images, patches, width))
+    return Features(*(torch.randn(shape, generator=generator) for shape in shapes))
+
+
+def test_the_images_of_a_round_are_read_at_the_same_places(folder):
+    # C5: places of each image's own are noise within a group
+    reward = made(folder, patch_sample=3)
+    seen = random_features(reward)
+    read = {int(place) for place in reward.places(9)}
+    assert len(read) == 3
+    seen.patches.requires_grad_()
+    for value in (reward.logit(seen).sum(), reward._loss(seen, random_features(reward), PROMPTS[:4])):
+        (gradient,) = torch.autograd.grad(value, seen.patches)
+        for image in gradient:
+            assert {int(place) for place in image.abs().sum(1).nonzero()} == read
+    twins = Features(seen.overall[:1].repeat(2, 1), seen.patches[:1].repeat(2, 1, 1))
+    one, other = reward.logit(twins)
+    torch.testing.assert_close(one, other)  # equal but for the kernel's rounding by row
+
+
+def test_places_depend_on_seed_and_round_alone(folder):
+    one, other = made(folder, patch_sample=3), made(folder, patch_sample=3)
+    drawn = []
+    for round in range(4):
+        torch.manual_seed(round)
+        other.round = one.round = round  # as after a resume; the process's rank is asked nowhere
+        assert torch.equal(one.places(9), other.places(9))
+        drawn.append(tuple(one.places(9).tolist()))
+    assert len(set(drawn)) > 1
+    assert not torch.equal(
+        made(folder, patch_sample=3, seed=1).places(64), made(folder, patch_sample=3).places(64)
+    )
+
+
+def test_some_patches_say_on_average_what_all_say(folder):
+    # the mean over 2000 rounds of a sample mean without replacement, within five standard errors of its formula
+    some, every = (
+        made(folder, overall=0.0, patches=1.0, patch_sample=3),
+        made(folder, overall=0.0, patches=1.0),
+    )
+    seen, rounds, means = random_features(every, images=2), 2000, []
+    with torch.no_grad():
+        single = every.head(seen.patches)
+        for some.round in range(rounds):
+            means.append(single[:, some.places(9)].mean(1))
+        error = (single.var(1) / 3 * (1 - 3 / 9) / rounds).sqrt()
+        assert ((torch.stack(means).mean(0) - every.logit(seen)).abs() < 5 * error).all()
+        torch.testing.assert_close(some.logit(seen), means[-1])
+
+
+def test_resuming_reads_on_at_the_same_places(folder):
+    rounds = [stripes(16, across=False, seed=round) for round in range(4)]
+    whole, first, second = (made(folder, patch_sample=5) for _ in range(3))
+    for images in rounds:
+        whole.learn(images, PROMPTS, peers=Alone())
+    for images in rounds[:2]:
+        first.learn(images, PROMPTS, peers=Alone())
+    second.load_state_dict(first.state_dict(Alone()), Alone())
+    for images in rounds[2:]:
+        second.learn(images, PROMPTS, peers=Alone())
+    assert torch.equal(whole(rounds[0], PROMPTS), second(rounds[0], PROMPTS))
+
+
+def test_more_patches_than_there_are_are_refused(folder):
+    with pytest.raises(
+        RewardError, match="patch_sample is 1000, but efficientnet-lite0 sees 16 patches at 64"
+    ):
+        made(folder, patch_sample=1000)
+
+
 # ------------------------------------------------------------------- schedule
 
 
@@ -208,6 +284,7 @@ def test_replay_holds_what_fits_and_shares_it_out():
         ({"overall": 0.0, "patches": 0.0}, "weights >= 0"),
         ({"replay": 1.0}, "replay in"),
         ({"batch": 1}, "batch >= 2"),
+        ({"patch_sample": 0}, "patch_sample >= 1"),
         ({"schedule": {"enough": 0.4}}, "enough"),
         ({"schedule": {"steps": 0}}, "steps >= 1"),
         ({"compat": "official", "schedule": {"steps": 2}}, "without a schedule"),
