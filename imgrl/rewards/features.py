@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.errors import ModelError
+from imgrl.rewards.fingerprint import fingerprint
 from imgrl.rewards.hub import in_brief
 
 __all__ = ["Extractor", "Features", "Frozen", "LiteFeatures", "VitFeatures", "load_extractor", "prepared"]
@@ -43,6 +45,11 @@ class Extractor(Protocol):
     device: torch.device
     """Where it computes and its features lie."""
 
+    @property
+    def identity(self) -> str:
+        """Changes whenever the features of an image may."""
+        ...
+
     def __call__(self, images: Tensor) -> Features:
         """Features of float images [n, 3, H, W] in [0, 1], the same in any batch."""
         ...
@@ -61,6 +68,9 @@ def prepared(
 class Frozen(ABC):
     """Batches and gradients of a frozen network."""
 
+    layers: int = 1
+    """How many of its last layers are read."""
+
     def __init__(self, name: str, network: Any, *, side: int, batch: int, mean: Any, std: Any) -> None:
         self.name, self.side, self.batch = name, side, batch
         self.network = network.eval().requires_grad_(False)
@@ -68,6 +78,12 @@ class Frozen(ABC):
         self.mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         self.width = int(self(torch.zeros(1, 3, side, side)).overall.shape[1])
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of the network and of all that it is shown and asked."""
+        statistics = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return fingerprint(self.network, type(self).__name__, self.side, self.layers, *statistics)
 
     @torch.no_grad()  # not inference_mode: a head is trained on these
     def __call__(self, images: Tensor) -> Features:

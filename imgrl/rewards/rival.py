@@ -17,6 +17,7 @@ from imgrl.errors import RewardError
 from imgrl.rewards.discriminator import accuracy
 from imgrl.rewards.features import Extractor, Features
 from imgrl.rewards.learning import Peers
+from imgrl.rewards.reference_cache import ReferenceCache
 from imgrl.rewards.references import References, load_references
 from imgrl.rewards.replay import Replay
 from imgrl.rewards.schedule import Schedule
@@ -82,11 +83,14 @@ class Rival(ABC):
             height: of the policy's images.
             width: of the policy's images.
             round_trip: images [n, 3, H, W] in [0, 1] through the policy's own autoencoder. Without it the easiest
-                difference between the two sides is the autoencoder's fingerprint, which no policy can change.
+                difference between the two sides is the autoencoder's fingerprint, which no policy can change. Where
+                it has a ``cache`` (:class:`imgrl.rewards.reference_cache.KeptRoundTrip`), features are kept there too.
         """
         self._references = load_references(self.source, height=height, width=width, least=2)
         drawn = [round_trip(part.float() / 255) for part in self._references.images.split(32)]
-        raw = self.extractor(torch.cat(drawn))
+        cache: ReferenceCache | None = getattr(round_trip, "cache", None)
+        whole = torch.cat(drawn)
+        raw = self.extractor(whole) if cache is None else cache.features(whole, self.extractor)
         self._fit(raw)
         self._seen, self._scored = self._standard(raw), None
 

@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
     copies = kept_copies(recipe)
     policy = _policy(recipe, world, copies)
     check_model(recipe, policy)
-    _prepare_learners(recipe, checked.rewards, policy)
+    _prepare_learners(recipe, checked.rewards, policy, folder)
     messages = _encode_ahead(policy, [*checked.prompts, *checked.heldout], world, folder)
     world.wait()
     return Parts(
@@ -127,14 +127,28 @@ def _policy(recipe: Recipe, world: World, copies: tuple[str, ...]) -> Policy:
     )
 
 
-def _prepare_learners(recipe: Recipe, rewards: RewardSet, policy: Policy) -> None:
-    """Show rewards that learn their references as the policy's own autoencoder draws them."""
+def _prepare_learners(recipe: Recipe, rewards: RewardSet, policy: Policy, folder: Path) -> None:
+    """Show rewards that learn their references as the policy's own autoencoder draws them, once for all starts.
+
+    What that gave is kept beside the scores of ``scoring.cache``, where other runs find it too, or in the run folder.
+    """
+    from imgrl.rewards.fingerprint import fingerprint
+    from imgrl.rewards.reference_cache import KeptRoundTrip, ReferenceCache
+
+    if not rewards.learners:
+        return
 
     def round_trip(images: torch.Tensor) -> torch.Tensor:
         return policy.decode(policy.to_latents(images, batch=8), batch=8).cpu()
 
+    shared = recipe.scoring.cache
+    kept = KeptRoundTrip(
+        round_trip,
+        identity=fingerprint(policy.vae, str(policy.vae_dtype), sorted(policy.vae.config.items(), key=str)),
+        cache=ReferenceCache((folder if shared is None else Path(shared).parent) / "references"),
+    )
     height, width = recipe.model.height or policy.default_size, recipe.model.width or policy.default_size
-    rewards.learners.prepare(height=height, width=width, round_trip=round_trip)
+    rewards.learners.prepare(height=height, width=width, round_trip=kept)
 
 
 def _encode_ahead(policy: Policy, prompts: Sequence[Prompt], world: World, folder: Path) -> list[str]:
