@@ -26,12 +26,16 @@ MaskKind = Literal["low", "not_principal", "safe", "random"]
 def check_mask(mask: MaskKind | None, train: str) -> None:
     """Refuse a recipe's mask where an adapter is trained.
 
+    Masking the factors would not mask their product, and a masked product has full rank: trained as one (the mask in
+    every forward pass) it costs the memory of full fine-tuning and cannot be written as a LoRA file.
+
     Raises:
         ConfigError: naming the keys.
     """
     if mask is not None and train == "lora":
         raise ConfigError(
-            "model.mask chooses entries of the model's own matrices, which a LoRA does not train; set model.train=full"
+            "model.mask with model.train=lora has no sound meaning: a masked B A is no product of thin factors, so no "
+            "LoRA could hold or export such an update; set model.train=full, or leave model.mask out"
         )
 
 

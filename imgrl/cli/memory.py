@@ -77,7 +77,7 @@ def estimate(recipe: Recipe, folder: Path, *, processes: int = 1) -> Estimate:
     )
     full = model.train == "full"
     trainable = size if full else _adapters(network, recipe, kind.default_targets)
-    copies = 1 + len(kept_copies(recipe))
+    copies = 1 + len(kept_copies(recipe)) + (not full and recipe.model.lora.init == "pissa")
     return Estimate(
         transformer=0 if full else size * width,
         vae=sum(prod(shape) for shape in tensor_shapes(folder / "vae").values()) * 4,

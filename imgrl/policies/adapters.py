@@ -37,6 +37,11 @@ class NamedWeights(ABC):
         """Every name that :meth:`use` accepts."""
 
     @property
+    def lasting(self) -> tuple[str, ...]:
+        """Names that every checkpoint must hold beside ``current`` and its copies."""
+        return ()
+
+    @property
     def active(self) -> str:
         """The name in use now."""
         return self._active

@@ -99,6 +99,11 @@ def load_lora(policy: Policy, path: str | Path, *, name: str = "current") -> Non
 
     if not isinstance(policy.weights, LoraWeights):
         raise ModelError("A LoRA can only be loaded into a policy with train='lora'.")
+    if policy.weights.lasting:
+        raise ModelError(
+            "An exported LoRA is no start for init='pissa', whose factors begin at the weights themselves: load it "
+            "into a policy with init='gaussian' and the file's rank."
+        )
     file = Path(path) / LORA_FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise ModelError(f"{file} does not exist: give an exported LoRA file or its folder.")
@@ -112,12 +117,14 @@ def _export_lora(policy: Policy, folder: Path, name: str, verify: bool) -> Manif
 
     weights = policy.weights
     assert isinstance(weights, LoraWeights)
-    plain = {path: t.float().cpu().contiguous() for path, t in weights.state_dict(name).items()}
+    plain = {path: t.float().cpu().contiguous() for path, t in weights.factors(name).items()}
     if not plain:
         raise ExportError(f"The weights '{name}' hold no LoRA: export 'current' or a copy of it.")
     folded = {path: t * weights.scaling if ".lora_B." in path else t for path, t in plain.items()}
     save_file({f"transformer.{path}": t for path, t in folded.items()}, folder / LORA_FILE, {"format": "pt"})
-    other = kohya_state_dict(plain, family=policy.family, alpha=weights.spec.alpha)
+    rank = next(t.shape[0] for path, t in plain.items() if ".lora_A." in path)
+    alpha = weights.scaling * rank
+    other = kohya_state_dict(plain, family=policy.family, alpha=alpha)
     save_file(other, folder / COMFYUI_FILE, {"format": "pt"})
     measured = _verify_lora(policy, folder, name, folded) if verify else {}
     return Manifest(
@@ -127,8 +134,8 @@ def _export_lora(policy: Policy, folder: Path, name: str, verify: bool) -> Manif
         weights=name,
         files=(LORA_FILE, COMFYUI_FILE),
         dtype=str(policy.dtype).removeprefix("torch."),
-        rank=weights.spec.rank,
-        alpha=weights.spec.alpha,
+        rank=rank,
+        alpha=alpha,
         **measured,
     )
 

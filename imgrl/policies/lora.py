@@ -1,10 +1,16 @@
-"""LoRA adapters of one network as named weights, switched in place."""
+"""LoRA adapters of one network as named weights, switched in place.
+
+PiSSA (2404.02948) starts the factors at the leading part of each matrix, B0 A0, and trains W0 - B0 A0 + B A. Here W0
+stays as it is and the factors as they started are a second adapter, taken away again: the frozen network is the stock
+one to the bit, also in half precision, where a residual would have to be rounded, and every trained network is W0 plus
+a LoRA of twice the rank, which is what gets exported.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +20,10 @@ from torch import Tensor, nn
 from imgrl.errors import ConfigError
 from imgrl.policies.adapters import CURRENT, FROZEN, NamedWeights
 
-__all__ = ["JOINT_ATTENTION", "LoraSpec", "LoraWeights", "target_modules"]
+__all__ = ["INITIAL", "JOINT_ATTENTION", "LoraSpec", "LoraWeights", "target_modules"]
+
+INITIAL = "initial"
+"""PiSSA's factors as they started."""
 
 _BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
@@ -42,9 +51,9 @@ class LoraSpec:
     targets: tuple[str, ...] | Literal["default", "all-linear"] = "default"
     """Ends of module names inside the transformer blocks; "default" is the family's published list,
     "all-linear" is every linear layer of the blocks."""
-    init: Literal["gaussian", "kaiming"] = "gaussian"
-    """How A starts: normal with deviation 1/rank, or Kaiming-uniform; B starts at zero, which changes
-    nothing."""
+    init: Literal["gaussian", "kaiming", "pissa"] = "gaussian"
+    """How A starts: normal with deviation 1/rank, or Kaiming-uniform; B starts at zero, which changes nothing.
+    ``pissa`` starts both at the leading part of the weights, which is subtracted, so that it changes nothing either."""
     seed: int = 0
     """Seed of A, so that every process starts equal."""
 
@@ -54,8 +63,8 @@ class LoraSpec:
             raise ConfigError(
                 f"LoRA needs rank >= 1 and alpha > 0, got rank {self.rank} and alpha {self.alpha}."
             )
-        if self.init not in ("gaussian", "kaiming"):
-            raise ConfigError(f"LoRA init must be 'gaussian' or 'kaiming', got '{self.init}'.")
+        if self.init not in ("gaussian", "kaiming", "pissa"):
+            raise ConfigError(f"LoRA init must be 'gaussian', 'kaiming' or 'pissa', got '{self.init}'.")
         if isinstance(self.targets, str) and self.targets not in ("default", "all-linear"):
             raise ConfigError(
                 f"LoRA targets must be 'default', 'all-linear' or a list of names, got '{self.targets}'."
@@ -103,10 +112,15 @@ class LoraWeights(NamedWeights):
         self._paths = list(paths)
         self._names: tuple[str, ...] = ()
         self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._strength: dict[str, float] = {}
         self._inject(CURRENT)
         self._layers: dict[str, Any] = {n: m for n, m in network.named_modules() if isinstance(m, LoraLayer)}
         self._register(CURRENT)
-        self._initialise()
+        if spec.init == "pissa":
+            self._take_principal()
+            self.add(INITIAL)
+        else:
+            self._initialise()
         self._switch(CURRENT)
         for name in names:
             self.add(name)
@@ -118,8 +132,13 @@ class LoraWeights(NamedWeights):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``current``, the copies made so far, and ``frozen``."""
+        """``current``, the copies made so far, and ``frozen``; with PiSSA ``initial``, in use equal to it."""
         return (*self._names, FROZEN)
+
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """PiSSA's ``initial``: another machine's decomposition may choose other directions among equals."""
+        return (INITIAL,) if INITIAL in self._names else ()
 
     def add(self, name: str) -> None:
         """Create the adapter ``name`` as an exact copy of ``current``; nothing happens if it exists."""
@@ -136,9 +155,9 @@ class LoraWeights(NamedWeights):
         return {} if name == FROZEN else self._tensors[name]
 
     def copy(self, source: str, target: str) -> None:
-        """Overwrite ``target`` with ``source``; from ``frozen``, the update becomes zero (B = 0)."""
-        if source != FROZEN:
-            super().copy(source, target)
+        """Overwrite ``target`` with ``source``; from ``frozen``, the update becomes zero (B = 0, or as it started)."""
+        if source != FROZEN or self.lasting:
+            super().copy(INITIAL if source == FROZEN else source, target)
             return
         if target != CURRENT:
             self._require_copy(target)
@@ -148,9 +167,39 @@ class LoraWeights(NamedWeights):
                     tensor.zero_()
 
     def scale(self, name: str, strength: float) -> None:
-        """Scale what a set of weights changes in every layer, B A, by scaling B."""
+        """Scale what a set of weights changes in every layer, until it is loaded again; B A by scaling B."""
+        if self.lasting:  # no factors of this rank are a multiple of B A - B0 A0
+            self._strength[name] = strength * self._strength.get(name, 1.0)
+            self._switch(self._active)
+            return
         state = self.state_dict(name)
         self.load_state_dict(name, {k: t * strength if ".lora_B." in k else t for k, t in state.items()})
+
+    def load_state_dict(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Overwrite ``name`` with what :meth:`state_dict` gave, at full strength."""
+        super().load_state_dict(name, state)
+        if self._strength.pop(name, None) is not None:
+            self._switch(self._active)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The frozen matrices under the adapters by layer path, [out, in]."""
+        return {path: layer.get_base_layer().weight for path, layer in self._layers.items()}
+
+    def factors(self, name: str) -> dict[str, Tensor]:
+        """Factors of the whole change that ``name`` makes to the stock weights, before :attr:`scaling`.
+
+        As :meth:`tensors` names them; with PiSSA of twice the rank, B A - B0 A0 = [B, -B0] [A; A0].
+        """
+        own = self.state_dict(name)
+        if not self.lasting or not own:
+            return own
+        start, strength = self.state_dict(INITIAL), self._strength.get(name, 1.0)
+        return {
+            path: strength * torch.cat([t, -start[path]], 1)
+            if ".lora_B." in path
+            else torch.cat([t, start[path]])
+            for path, t in own.items()
+        }
 
     def _inject(self, name: str) -> None:
         from peft import LoraConfig
@@ -190,10 +239,29 @@ class LoraWeights(NamedWeights):
                 start.uniform_(-bound[path], bound[path], generator=generator)
             tensor.copy_(start)
 
+    @torch.no_grad()
+    def _take_principal(self) -> None:
+        """A and B of ``current`` from each layer's leading singular directions, half of a singular value in each."""
+        tensors, rank = self._tensors[CURRENT], self.spec.rank
+        for path, layer in self._layers.items():
+            weight = layer.get_base_layer().weight
+            if rank > min(weight.shape):
+                raise ConfigError(
+                    f"LoRA init 'pissa' takes as many directions as the rank, {rank}, but {path} has only "
+                    f"{min(weight.shape)}: lower the rank, or choose 'gaussian'."
+                )
+            left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
+            root = (values[:rank] / self.scaling).sqrt()
+            tensors[f"{path}.lora_A.weight"].copy_(root[:, None] * right[:rank])
+            tensors[f"{path}.lora_B.weight"].copy_(left[:, :rank] * root)
+
     def _switch(self, name: str) -> None:
         # peft's own set_adapter also toggles requires_grad, which would drop current's gradients.
-        disabled, active = name == FROZEN, [name]
+        disabled, active = name in (FROZEN, INITIAL), [name, *self.lasting]
         for layer in self._layers.values():
             layer._disable_adapters = disabled
             if not disabled:
                 layer._active_adapter = active
+                if self.lasting:
+                    scaling = self.scaling * self._strength.get(name, 1.0)
+                    layer.scaling |= {name: scaling, INITIAL: -scaling}

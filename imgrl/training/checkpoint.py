@@ -169,6 +169,8 @@ def load_weights(folder: Path, policy: Policy, name: str = "current") -> None:
     saved = unpack(tensors["weights"])
     if name not in saved:
         raise CheckpointError(f"{folder} has no weights {name!r}; it holds {', '.join(sorted(saved))}.")
+    for lasting in policy.weights.lasting:
+        policy.weights.load_state_dict(lasting, saved[lasting])
     policy.weights.load_state_dict("current", saved[name])
 
 

@@ -59,7 +59,9 @@ def save(parts: Parts, progress: Progress) -> Path:
             run,
             progress.round,
             tensors={
-                "weights": pack({name: weights.state_dict(name) for name in ("current", *parts.copies)}),
+                "weights": pack(
+                    {name: weights.state_dict(name) for name in ("current", *parts.copies, *weights.lasting)}
+                ),
                 "optimizer": optimizer_tensors(parts.updater.optimizer),
                 "sampler": sampler_tensors,
                 "rewards": reward_tensors,

@@ -52,6 +52,24 @@ def test_stock_diffusers_samples_the_same_with_the_exported_lora(
     torch.testing.assert_close(stock_images(pipe, policy), our_images(policy), rtol=0, atol=2e-5)
 
 
+def test_pissa_is_exported_as_a_plain_lora_of_twice_the_rank_on_the_stock_model(
+    load: Any, disturb: Any, folders: dict[str, Path], family: str, tmp_path: Path
+) -> None:
+    policy = load(family, lora=LoraSpec(rank=4, alpha=6, init="pissa"))
+    disturb(policy)
+    manifest = policy.export(tmp_path / "lora")
+    assert (manifest.rank, manifest.alpha) == (8, 12) and manifest.velocity_error is not None
+    assert manifest.velocity_error < 1e-5 and (manifest.velocity_change or 0) > 0.05
+    pipe = open_stock_pipeline(folders[family])
+    pipe.load_lora_weights(tmp_path / "lora")
+    torch.testing.assert_close(stock_images(pipe, policy), our_images(policy), rtol=0, atol=5e-5)
+    reopened = load(family, lora=LoraSpec(rank=8, alpha=12))
+    load_lora(reopened, tmp_path / "lora")
+    torch.testing.assert_close(our_images(reopened), our_images(policy), rtol=0, atol=5e-5)
+    with pytest.raises(ModelError, match="no start for init='pissa'"):
+        load_lora(policy, tmp_path / "lora")
+
+
 def test_manifest_is_written_beside_the_files(load: Any, tmp_path: Path) -> None:
     policy = load("sd3", names=["ema"])
     manifest = policy.export(tmp_path / "out", weights="ema", verify=False)

@@ -73,6 +73,65 @@ def test_adapters_are_float32_masters(load: Any, dtype: str) -> None:
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in policy.weights.parameters())
 
 
+def pissa(rank: int = 4, **options: Any) -> LoraSpec:
+    return LoraSpec(rank=rank, alpha=6, init="pissa", **options)
+
+
+def test_pissa_starts_at_the_leading_part_and_changes_nothing(load: Any, example: Any, family: str) -> None:
+    policy = load(family, lora=pissa())
+    x, sigma, cond = example(policy)
+    stock = load(family, train="none").velocity(x, sigma, cond)
+    assert torch.equal(policy.velocity(x, sigma, cond, weights="frozen"), stock)
+    assert torch.equal(policy.velocity(x, sigma, cond, weights="initial"), stock)
+    torch.testing.assert_close(policy.velocity(x, sigma, cond).detach(), stock.detach(), rtol=1e-4, atol=1e-5)
+    path = next(iter(layers(policy)))
+    base = policy.transformer.get_submodule(path).base_layer.weight
+    a, b = (policy.weights.tensors()[f"{path}.lora_{part}.weight"].detach() for part in "AB")
+    left, values, right = torch.linalg.svd(base, full_matrices=False)
+    torch.testing.assert_close(6 / 4 * b @ a, left[:, :4] * values[:4] @ right[:4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a.norm(dim=1), b.norm(dim=0))  # each has the square root of the values
+
+
+def test_pissa_trains_the_weights_without_the_leading_part_and_scales_what_changed(
+    load: Any, disturb: Any
+) -> None:
+    policy = load("sd3", lora=pissa(), names=["old"])
+    disturb(policy)
+    path = "transformer_blocks.0.attn.to_q"
+    layer, x = policy.transformer.get_submodule(path), torch.randn(3, 32)
+    now, start = (policy.weights.tensors(name) for name in ("current", "initial"))
+    products = [t[f"{path}.lora_B.weight"] @ t[f"{path}.lora_A.weight"] for t in (now, start)]
+    update, close = (6 / 4 * (products[0] - products[1])).detach(), {"rtol": 1e-4, "atol": 1e-4}
+    assert update.abs().max() > 0.1
+    kept = {k: t.clone() for k, t in policy.weights.state_dict().items()}
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ update.T, **close)
+    policy.weights.scale("current", 0.25)
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 0.25 * x @ update.T, **close)
+    with policy.weights.use("old"):
+        torch.testing.assert_close(layer(x), layer.base_layer(x), **close)
+    policy.weights.load_state_dict("current", kept)
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ update.T, **close)
+    policy.weights.copy("frozen", "current")
+    torch.testing.assert_close(layer(x), layer.base_layer(x), **close)
+
+
+def test_pissa_follows_the_start_that_it_is_given(load: Any, disturb: Any, example: Any) -> None:
+    """As on a machine whose decomposition chose other directions: a checkpoint brings its own."""
+    one, two = load("sd3", lora=pissa()), load("sd3", lora=pissa())
+    disturb(one, 0.1)
+    moved = {k: t + 0.01 for k, t in one.weights.state_dict("initial").items()}
+    one.weights.load_state_dict("initial", moved)
+    for name in ("current", *one.weights.lasting):
+        two.weights.load_state_dict(name, one.weights.state_dict(name))
+    x, sigma, cond = example(one)
+    assert torch.equal(two.velocity(x, sigma, cond), one.velocity(x, sigma, cond))
+
+
+def test_pissa_needs_as_many_directions_as_its_rank(load: Any) -> None:
+    with pytest.raises(ConfigError, match="has only 32: lower the rank"):
+        load("sd3", lora=pissa(rank=33))
+
+
 def test_wrong_settings_are_refused(load: Any) -> None:
     with pytest.raises(ConfigError, match="'attn.nothing' matches no linear layer"):
         load("sd3", lora=LoraSpec(targets=("attn.to_q", "attn.nothing")))

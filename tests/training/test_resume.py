@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import (
     Data,
     Optimizer,
@@ -84,6 +85,30 @@ def test_a_run_with_random_steps_resumes_bit_for_bit(recipe, tmp_path):
     Trainer(dataclasses.replace(parts, run=dataclasses.replace(parts.run, rounds=1))).train()
     Trainer(parts).train(resume=True)
     assert_same_bits(last_tensors(parts.run.dir), last_tensors(whole.run.dir))
+
+
+def test_a_pissa_run_resumes_bit_for_bit_from_the_start_that_it_had(sd3, embeddings, tmp_path):
+    """The factors as they started come from the checkpoint, whatever the decomposition gives now."""
+
+    def made(name, rounds):
+        lora = LoraSpec(rank=2, alpha=4.0, init="pissa")
+        folder, place = tmp_path / name, str(embeddings)
+        return small_recipe(sd3, folder, model_lora=lora, model_embedding_folder=place, run_rounds=rounds)
+
+    Trainer(made("whole", 2)).train()
+    Trainer(made("cut", 1)).train()
+    Trainer(made("cut", 2)).train(resume=True)
+    whole = last_tensors(tmp_path / "whole")
+    assert_same_bits(last_tensors(tmp_path / "cut"), whole)
+    assert any(key.startswith("weights:initial/") for key in whole)
+    policy = load_policy(sd3, lora=made("cut", 2).model.lora)
+    policy.weights.load_state_dict(
+        "initial", {k: 0 * t for k, t in policy.weights.state_dict("initial").items()}
+    )
+    load_weights(latest_checkpoint(tmp_path / "whole"), policy)
+    for name in ("current", "initial"):
+        for key, tensor in policy.weights.state_dict(name).items():
+            assert torch.equal(tensor, whole[f"weights:{name}/{key}"])
 
 
 def test_resuming_a_finished_run_only_finishes_it_again(recipe):
