@@ -16,6 +16,7 @@ from imgrl.anchor import Schedule
 from imgrl.errors import CheckpointError
 from imgrl.objectives.text.base import TextObjective, reduce
 from imgrl.training.run_folder import read_json, write_json
+from imgrl.training.text.pissa import check_directions, is_pissa, make_plain, start_from
 from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["AnchorFiles", "no_loss", "note", "refuse_outputs"]
@@ -28,7 +29,8 @@ _OWN = "process-{}.safetensors"
 class AnchorFiles:
     """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint.
 
-    The anchor ``base`` is the model before training, kept where the objective asks for it.
+    The anchor ``base`` is the model before training, kept where the objective asks for it; ``initial`` are PiSSA's
+    factors as they started.
     """
 
     def __init__(
@@ -47,6 +49,9 @@ class AnchorFiles:
         trainer: Any = self
         if {"reverse_kl", "forward_kl", "anchor"} & objective.needs:
             self.anchors["base"] = Snapshot(trainer.model)
+        if is_pissa(trainer.model):
+            check_directions(trainer.model)
+            self.anchors["initial"] = Snapshot(trainer.model)
         # From the weights before training: a resumed run loads its checkpoint only later.
         self.masks = (
             {}
@@ -105,9 +110,10 @@ class AnchorFiles:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
+        if checkpoint is not None:
+            self._restore(Path(checkpoint))
+
+    def _restore(self, folder: Path) -> None:
         if not (folder / _FACTS).is_file() or not (folder / _TENSORS).is_file():
             raise CheckpointError(
                 f"{folder} has no {_TENSORS}: it was not written by imgrl or is incomplete; resume from another."
@@ -119,11 +125,15 @@ class AnchorFiles:
                 "with the recipe the run began with."
             )
         tensors = load_file(folder / _TENSORS)
+        start = {key: t.clone() for key, t in self._start().items()}
         for name, snapshot in self.anchors.items():
             prefix = f"{name}/"
             snapshot.load_state_dict(
                 {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             )
+        if start:
+            trainer: Any = self
+            start_from(trainer.model, start, self._start())
         self.take_back(facts, self._own_part(folder, facts, tensors))
 
     def stand_at(self, checkpoint: Path) -> None:
@@ -132,6 +142,7 @@ class AnchorFiles:
 
         trainer: Any = self
         trainer._load_from_checkpoint(str(checkpoint))
+        self._restore(checkpoint)
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def _own_part(
@@ -153,6 +164,16 @@ class AnchorFiles:
         if not older and not file.is_file():
             raise CheckpointError(f"{file} is missing: the checkpoint is incomplete; resume from another.")
         return older or load_file(file)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the library saves it, but a model that is not a checkpoint is whole without PiSSA's start."""
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        trainer: Any = self
+        if self._start() and not _internal_call and trainer.args.should_save:
+            make_plain(Path(output_dir or trainer.args.output_dir), self._start())
+
+    def _start(self) -> Mapping[str, Tensor]:
+        return self.anchors["initial"].tensors if "initial" in self.anchors else {}
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

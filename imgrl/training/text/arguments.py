@@ -78,7 +78,7 @@ def peft_config(model: TextModel) -> Any:
         r=model.lora.rank,
         lora_alpha=model.lora.alpha,  # type: ignore[arg-type]  # peft takes any number
         target_modules=targets,
-        init_lora_weights="gaussian" if model.lora.init == "gaussian" else True,  # True is Kaiming
+        init_lora_weights=True if model.lora.init == "kaiming" else model.lora.init,  # True is Kaiming
         task_type="CAUSAL_LM",
     )
 
