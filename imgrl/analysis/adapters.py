@@ -16,7 +16,7 @@ from imgrl.analysis.weights import Matrix, Weights, as_matrix, open_file
 from imgrl.errors import ModelError
 from imgrl.policies.export import LORA_FILE
 
-__all__ = ["Adapter", "find", "merge"]
+__all__ = ["Adapter", "added", "find", "merge"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIXES = ("base_model.model.", "transformer.", "unet.", "model.")
@@ -187,6 +187,11 @@ def _merged(adapter: Adapter, layer: str, stored: Matrix) -> Matrix:
         )
     if adapter.config.get("init_lora_weights") == "pissa":
         left, right = _without_principal(stored, left, right)
+    return added(stored, left, right)
+
+
+def added(stored: Matrix, left: Tensor, right: Tensor) -> Matrix:
+    """A stored matrix plus left [rows, r] right [r, columns], in float32, where its rows are read."""
     return Matrix(
         name=stored.name,
         shape=stored.shape,

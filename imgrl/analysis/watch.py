@@ -2,47 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from imgrl.analysis.adapters import added
 from imgrl.analysis.figures import Settings
 from imgrl.analysis.measure import measure
-from imgrl.analysis.weights import as_matrix
+from imgrl.analysis.weights import Matrix, as_matrix
 
 __all__ = ["DriftWatch"]
+
+Update = Callable[[str], tuple[Tensor, Tensor]]
 
 
 class DriftWatch:
     """Keeps the start of some matrices and measures the distance from it, as often as asked.
 
     The trajectory in weight space of 2511.08567; the one in output space is the KL to the base, which the trainers log.
-    Costs a copy of the watched matrices on the CPU and, each time, two decompositions of each.
+    Costs a copy of the watched matrices on the CPU (none with a LoRA) and, each time, two decompositions of each.
     """
 
     def __init__(
-        self, parameters: Iterable[tuple[str, nn.Parameter]], *, most: int = 8, k: int = 64, seed: int = 0
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        *,
+        most: int = 8,
+        k: int = 64,
+        seed: int = 0,
+        update: Update | None = None,
     ) -> None:
         """Remember matrices.
 
         Args:
-            parameters: as ``model.named_parameters()`` yields them.
+            weights: trained tensors by name, as ``model.named_parameters()`` yields them; with ``update`` the stored
+                ones under a LoRA.
             most: so many matrices are watched, spread evenly over the model.
             k: principal directions.
             seed: of the randomised decomposition.
+            update: gives the factors of what a LoRA adds to a named matrix now, [rows, r] and [r, columns].
         """
-        found = [(name, p) for name, p in parameters if p.requires_grad and as_matrix(p).side > 1]
+        found = [(name, tensor) for name, tensor in weights if as_matrix(tensor).side > 1]
         step = max(1, -(-len(found) // most))
-        self._watched: dict[str, nn.Parameter] = dict(found[::step])
-        self._start: dict[str, Tensor] = {name: p.detach().cpu().clone() for name, p in self._watched.items()}
+        self._update = update
+        self._watched = dict(found[::step])
+        # What lies under a LoRA stays as it is.
+        self._start = {n: t if update else t.detach().cpu().clone() for n, t in self._watched.items()}
         self._settings = Settings(k=(k,), control=False, seed=seed)
 
     def measure(self) -> dict[str, float]:
         """Means over the watched matrices: sparsity, relative update, spectral drift, largest angle in degrees."""
         sums: dict[str, list[float]] = {}
-        for name, parameter in self._watched.items():
-            before, after = as_matrix(self._start[name], name), as_matrix(parameter.cpu(), name)
-            layer = measure(before, [after], self._settings)
+        for name in self._watched:
+            before = as_matrix(self._start[name].cpu(), name)
+            layer = measure(before, [self._now(name, before)], self._settings)
             change = layer.changes[0]
             turned = [angle for side in change.angles.get(self._settings.k[0], {}).values() for angle in side]
             figures = {
@@ -55,3 +68,9 @@ class DriftWatch:
                 if value is not None:
                     sums.setdefault(f"weights/{key}", []).append(value)
         return {key: sum(values) / len(values) for key, values in sums.items()}
+
+    def _now(self, name: str, before: Matrix) -> Matrix:
+        if self._update is None:
+            return as_matrix(self._watched[name].detach().cpu(), name)
+        left, right = self._update(name)
+        return added(before, left.detach().float().cpu(), right.detach().float().cpu())

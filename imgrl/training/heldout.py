@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imgrl.analysis.watch import DriftWatch
 from imgrl.evaluation.diversity import group_distances
 from imgrl.evaluation.drift import velocity_norm_ratio
 from imgrl.evaluation.grid import save_grid
 from imgrl.evaluation.protocol import Protocol, generate
 from imgrl.evaluation.shapes import judgeable, score_images, summarise
+from imgrl.policies.lora import LoraWeights
 from imgrl.training.phases import Phases
 from imgrl.training.setup import Parts
 from imgrl.types import Prompt
@@ -26,6 +28,7 @@ class HeldOut:
 
     def __init__(self, parts: Parts, phases: Phases) -> None:
         self.parts, self.phases, self.settings = parts, phases, parts.recipe.evaluation
+        self._watch = self._watched() if self.settings.weight_drift and parts.world.main else None
 
     def scores(self, round: int, steps: tuple[int, ...]) -> dict[str, float]:
         """Every held-out figure after ``round`` rounds; the first of ``steps`` also under its bare name."""
@@ -37,6 +40,25 @@ class HeldOut:
                 if count == steps[0]:
                     results |= {f"heldout/{name}": value for name, value in found.items()}
         return results
+
+    def drift(self) -> dict[str, float]:
+        """How far the evaluated weights are from where they began, on the main process, if the recipe asks for it."""
+        if self._watch is None:
+            return {}
+        with self.phases("evaluation"):
+            return self._watch.measure()
+
+    def _watched(self) -> DriftWatch:
+        """From the weights before training: a resumed run loads its checkpoint only later."""
+        weights, name, most = self.parts.policy.weights, self.settings.weights, self.settings.weight_drift
+        if not isinstance(weights, LoraWeights):
+            return DriftWatch(weights.tensors(name).items(), most=most)
+
+        def update(path: str) -> tuple[Tensor, Tensor]:
+            a, b = (weights.factors(name)[f"{path}.lora_{part}.weight"] for part in "AB")
+            return b * weights.scaling, a
+
+        return DriftWatch(weights.stored().items(), most=most, update=update)
 
     def protocol(self) -> dict[str, Any]:
         """How the figures are made, for the summary."""

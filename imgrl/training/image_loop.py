@@ -111,7 +111,7 @@ class Trainer:
         if due(self.round, recipe.evaluation.every) and not self._done():
             scores = self.heldout.scores(self.round, recipe.evaluation.steps[:1])
             reporter.evaluation(self.round, scores)
-            row |= scores
+            row |= scores | self.heldout.drift()
         self.metrics.log(self.round, row)
         if due(self.round, recipe.checkpoint.every) and not self._done():
             self._save(parts)
@@ -184,7 +184,7 @@ class Trainer:
         if not interrupted:
             after = self.heldout.scores(self.round, self.recipe.evaluation.steps)
             reporter.evaluation(self.round, after)
-            self.metrics.log(self.round, {"final": 1.0, **after})
+            self.metrics.log(self.round, {"final": 1.0, **after, **self.heldout.drift()})
         paths = {"run": str(parts.folder), "metrics": str(self.metrics.file), "checkpoint": str(checkpoint)}
         if parts.world.main and not interrupted:
             with self.phases("export"):
