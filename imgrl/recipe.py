@@ -200,7 +200,7 @@ class Evaluation:
     batch: Positive | None = None
     """Images a forward pass; None takes the rollout's."""
     weight_drift: NonNegative = 0
-    """Matrices whose distance from their start later evaluations log, as ``weights/...`` like `imgrl diagnose`; 0: none."""
+    """How many matrices' distance from their start evaluations log, as ``weights/...`` of `imgrl diagnose`; 0: none."""
     grid: NonNegative = 8
     """Prompts shown in the sample grid of each evaluation; 0 draws none."""
 
