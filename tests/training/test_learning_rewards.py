@@ -70,6 +70,28 @@ def test_a_run_resumes_bit_for_bit(learning, tmp_path):
         assert torch.equal(value, second[key]), key
 
 
+def test_a_second_start_asks_the_autoencoder_for_no_reference(learning, monkeypatch, tmp_path):
+    from imgrl.policies.base import Policy
+    from imgrl.training.setup import prepare
+
+    asked, real = [], Policy.to_latents
+    monkeypatch.setattr(
+        Policy, "to_latents", lambda self, images, **k: asked.append(len(images)) or real(self, images, **k)
+    )
+    seen = []
+    for folder, changes in (
+        ("one", {}),
+        ("one", {}),  # its own folder
+        ("two", {"scoring_cache": str(tmp_path / "kept" / "scores.db")}),
+        ("three", {"scoring_cache": str(tmp_path / "kept" / "scores.db")}),  # another run's
+        ("three", {"scoring_cache": str(tmp_path / "kept" / "scores.db"), "model_vae_dtype": "bf16"}),
+    ):
+        asked.clear()
+        prepare(learning(run_dir=str(tmp_path / folder), **changes), resume=False)
+        seen.append(sum(asked))
+    assert seen == [12, 0, 12, 0, 12]
+
+
 def learn_of_shares(folder, out):
     """Three rounds of learning from this process's share of the images; writes each process's head."""
     from accelerate import Accelerator
