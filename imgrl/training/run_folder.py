@@ -38,11 +38,14 @@ def open_folder(path: str | None) -> Path:
 def holds_results(folder: Path) -> bool:
     """Whether a run got far enough here for another one to destroy something: a checkpoint, a summary, weights.
 
-    A run that died before its first checkpoint left nothing to continue from, so it may be started again.
+    A run that died before its first checkpoint was whole left nothing to continue from, so it may be started again.
     """
-    results = (folder / "summary.json", folder / "lora", folder / "model")
-    checkpoints = (folder / "checkpoints").glob("*-*")  # step-N of image runs, checkpoint-N of language runs
-    return any(checkpoints) or any(path.exists() for path in results)
+    results = [folder / "summary.json", folder / "lora", folder / "model"]
+    results += (folder / "checkpoints").glob(
+        "step-*"
+    )  # of image runs; they get this name when they are whole
+    results += (folder / "checkpoints").glob("checkpoint-*/anchors.json")  # of language runs; written last
+    return any(path.exists() for path in results)
 
 
 def write_json(file: Path, value: Any) -> None:

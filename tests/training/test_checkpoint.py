@@ -21,6 +21,7 @@ from imgrl.training.checkpoint import (
     write_checkpoint,
 )
 from imgrl.training.image_loop import Trainer
+from imgrl.training.run_folder import holds_results
 from imgrl.training.state import join_tensors, split_tensors
 
 
@@ -223,3 +224,13 @@ def test_unfinished_folders_do_not_count_and_are_swept(tmp_path):
     prune(tmp_path, 2)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == ["step-10", "step-9", "step-best"]
+
+
+def test_a_first_checkpoint_that_was_never_whole_bars_nobody_from_starting_again(tmp_path):
+    """Killed in the middle of writing it: there is nothing to resume, so a run must be able to begin."""
+    half = tmp_path / "checkpoints" / ".step-1.partial"
+    half.mkdir(parents=True)
+    (half / "state.json").touch()
+    assert latest_checkpoint(tmp_path) is None and not holds_results(tmp_path)
+    half.rename(tmp_path / "checkpoints" / "step-1")
+    assert holds_results(tmp_path)

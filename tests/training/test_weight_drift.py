@@ -33,7 +33,9 @@ def test_evaluations_log_how_far_the_weights_have_moved(train, init, recipe, sd3
     before, during, _, after = rows_of(tmp_path / "run")
     assert not any(key.startswith("weights/") for key in before)
     assert 0 < during["weights/relative_update"] < after["weights/relative_update"]
-    expected = diagnosed(sd3, tmp_path / "run" / "lora", tmp_path / "diagnose.json")
+    expected = diagnosed(
+        sd3, tmp_path / "run" / ("lora" if train == "lora" else "model"), tmp_path / "diagnose.json"
+    )
     assert expected["weights/spectral_drift"] > 0
     found = {key: value for key, value in after.items() if key.startswith("weights/")}
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)

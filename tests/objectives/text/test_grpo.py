@@ -123,7 +123,7 @@ def test_what_lies_outside_the_mask_has_no_influence(objective):
 )
 def test_a_missing_field_is_named(objective):
     logits, ids, mask, advantage = drawn(6)
-    batch = batch_of(logits, ids, mask, advantage)
+    batch = replace(batch_of(logits, ids, mask, advantage), step=200)  # where ReMix mixes both its anchors
     for field in objective.needs:
         with pytest.raises(ValueError, match=field):
             objective.loss(replace(batch, **{field: None}))

@@ -12,6 +12,7 @@ from imgrl.cli.main import app
 from imgrl.config.text import resolve_text
 from imgrl.objectives.text import TEXT_OBJECTIVES
 from imgrl.recipe_text import AnyTextObjective
+from imgrl.training.run_folder import holds_results
 
 SMALL = [
     "run.steps=2",
@@ -242,6 +243,8 @@ def test_no_resume_without_a_checkpoint_and_no_second_run_in_a_folder(lm, tmp_pa
     assert result.exit_code == 2 and "already holds a run" in result.stderr
     killed = tmp_path / "killed"  # its checkpoint is all it left
     (killed / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    assert not holds_results(killed)  # anchors.json is written last: this checkpoint is not whole
+    (killed / "checkpoints" / "checkpoint-2" / "anchors.json").touch()
     result = CliRunner().invoke(app, ["lm", "train", *arguments("sft", lm, killed)])
     assert result.exit_code == 2 and "already holds a run" in result.stderr
     shutil.rmtree(folder / "checkpoints")
