@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imgrl.cli.common import Arguments, AsJson, print_json, split_arguments
-from imgrl.cli.runs import Quiet, new_folder, processes, refuse_results, saved_recipe
+from imgrl.cli.runs import Quiet, is_main, new_folder, processes, refuse_results, saved_recipe
 from imgrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,21 +49,49 @@ def style(
     """Customise a model to a style with Adv-GRPO's learning reward; default recipe: tiny-sd3/style.
 
     Every fifth picture is kept back. Written to the run folder: the LoRA (`imgrl export RUN --strength 0.5` for half of
-    it), style/before-after.png, and style/style.json with figures at strength 0, 0.5 and 1.
+    it), style/before-after.png, and style/style.json with figures at strength 0, 0.5 and 1. On several GPUs:
+    `torchrun --nproc-per-node 8 -m imgrl.cli.main style ...`; one of them measures.
     """
-    if processes() > 1:
-        raise ConfigError("imgrl style runs in one process; start it without torchrun or accelerate launch")
-    recipe = _prepared(arguments, images, prompts, model) if resume is None else _resumed(arguments, resume)
+    recipe = _agreed(
+        lambda: (
+            _prepared(arguments, images, prompts, model) if resume is None else _resumed(arguments, resume)
+        )
+    )
     from imgrl.cli.train import run_recipe
 
-    summary = run_recipe(recipe, resume=resume is not None, silent=quiet or as_json)
+    summary = run_recipe(recipe, resume=resume is not None, silent=quiet or as_json or not is_main())
     if summary.interrupted:
         raise typer.Exit(130)
+    if not is_main():  # training has dissolved the group of processes; the first one measures alone
+        return
     figures = _measured(recipe, Path(summary.run_dir))
     if as_json:
         print_json(figures)
     elif not quiet:
         _print(figures)
+
+
+def _agreed(prepare: Callable[[], Recipe]) -> Recipe:
+    """What the first process prepares, which writes files, on every process; its refusal ends them all."""
+    if processes() == 1:
+        return prepare()
+    from accelerate import Accelerator
+
+    from imgrl.training.distributed import World
+
+    world = World(Accelerator())
+    recipe, refusal = None, None
+    if world.main:
+        try:
+            recipe = prepare()
+        except Exception as error:  # whatever it is, the others are waiting to hear of it
+            refusal = error
+    found = world.gather_objects([recipe])[0]
+    if refusal is not None:
+        raise refusal
+    if found is None:
+        raise typer.Exit(2)  # the first process says why
+    return found
 
 
 def _prepared(
@@ -80,7 +108,7 @@ def _prepared(
     name, overrides = split_arguments(arguments)
     if model is not None:
         overrides = [*overrides, f"model.path={json.dumps(model)}"]
-    recipe = resolve(name or _RECIPE, overrides)
+    recipe = resolve(name or _RECIPE, overrides, processes=processes())
     reward = _learning_reward(recipe)
     if recipe.model.train != "lora":
         raise ConfigError(
@@ -167,7 +195,7 @@ def _resumed(arguments: Sequence[str] | None, run: Path) -> Recipe:
         raise ConfigError(f"--resume uses the recipe in {run}, so leave out the recipe {name!r}")
     if not any((run / "style").glob("references-heldout.*")):
         raise ConfigError(f"{run} is no run of imgrl style: it has no references kept back")
-    recipe = resolve(saved_recipe(run), overrides)
+    recipe = resolve(saved_recipe(run), overrides, processes=processes())
     return replace(recipe, run=replace(recipe.run, dir=str(run)))
 
 

@@ -101,8 +101,3 @@ def test_a_finished_run_is_not_overwritten(refused, own, tmp_path):
     (tmp_path / "old" / "lora").mkdir(parents=True)
     told = refused("style", "--images", own, "run.dir=old")
     assert "continue it with `imgrl style --resume old`" in told
-
-
-def test_several_processes_are_refused(refused, own, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "imgrl style runs in one process" in refused("style", "--images", own)

@@ -13,6 +13,11 @@ def free_port():
 
 def two(target, *arguments):
     """Run ``target(*arguments)`` in two processes that know each other; both must succeed."""
+    assert exit_codes(target, *arguments) == [0, 0]
+
+
+def exit_codes(target, *arguments):
+    """How ``target(*arguments)`` ends in each of two processes that know each other."""
     common = {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
@@ -25,7 +30,7 @@ def two(target, *arguments):
     codes = [process.exitcode for process in ranks]
     for process in ranks:
         process.kill()
-    assert codes == [0, 0]
+    return codes
 
 
 def command(arguments):
