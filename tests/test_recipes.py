@@ -49,6 +49,19 @@ def test_recipe_begins_with_what_it_is_and_where_it_ran(name):
     assert any(word in " ".join(head).lower() for word in ("run on", "not run", "not been run", "meant for"))
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("tiny-")])
+def test_a_recipe_of_a_model_that_was_never_here_says_so(name):
+    head = [line for line in recipe_path(name).read_text().splitlines() if line.startswith("#")]
+    told = " ".join(line[2:] for line in head)
+    assert "Not run on the full model, whose checkpoint is gated: this recipe has only been loaded." in told
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+@pytest.mark.parametrize("model", MODELS[1:])
+def test_the_style_recipes_split_over_processes(model, processes):
+    assert resolve(f"{model}/style", processes=processes).batch.groups == 8
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tiny-")])
 def test_a_recipe_of_the_bundled_model_trains(name, tmp_path):
     """One small round of the very recipe, with its prompts, reward and held-out set."""
