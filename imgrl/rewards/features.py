@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -73,17 +72,22 @@ class Frozen(ABC):
 
     def __init__(self, name: str, network: Any, *, side: int, batch: int, mean: Any, std: Any) -> None:
         self.name, self.side, self.batch = name, side, batch
+        self._identity: str | None = None
         self.network = network.eval().requires_grad_(False)
         self.device = next(network.parameters()).device
         self.mean = torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
         self.width = int(self(torch.zeros(1, 3, side, side)).overall.shape[1])
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """Digest of the network and of all that it is shown and asked."""
-        statistics = self.mean.flatten().tolist(), self.std.flatten().tolist()
-        return fingerprint(self.network, type(self).__name__, self.side, self.layers, *statistics)
+        if self._identity is None:  # reads every weight
+            statistics = self.mean.flatten().tolist(), self.std.flatten().tolist()
+            self._identity = fingerprint(
+                self.network, type(self).__name__, self.side, self.layers, *statistics
+            )
+        return self._identity
 
     @torch.no_grad()  # not inference_mode: a head is trained on these
     def __call__(self, images: Tensor) -> Features:

@@ -18,7 +18,7 @@ def digest(tensors: Mapping[str, Tensor], *settings: Any) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach()
         story.update(repr((name, tensor.dtype, tuple(tensor.shape), tensor.device.type)).encode())
-        story.update(memoryview(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        story.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return story.hexdigest()
 
 
