@@ -67,11 +67,26 @@ def prepared(
 class Frozen(ABC):
     """Batches and gradients of a frozen network."""
 
-    layers: int = 1
-    """How many of its last layers are read."""
+    def __init__(
+        self,
+        name: str,
+        network: Any,
+        *,
+        side: int,
+        batch: int,
+        mean: Any,
+        std: Any,
+        layers: int = 1,
+        depth: int | None = None,
+    ) -> None:
+        """Take a network of ``depth`` layers, of which the last ``layers`` are read.
 
-    def __init__(self, name: str, network: Any, *, side: int, batch: int, mean: Any, std: Any) -> None:
-        self.name, self.side, self.batch = name, side, batch
+        Raises:
+            ModelError: if it has fewer.
+        """
+        if depth is not None and not 1 <= layers <= depth:
+            raise ModelError(f"{name} has {depth} layers, so 1 to {depth} of them can be read, not {layers}.")
+        self.name, self.side, self.batch, self.layers = name, side, batch, layers
         self._identity: str | None = None
         self.network = network.eval().requires_grad_(False)
         self.device = next(network.parameters()).device
@@ -107,10 +122,8 @@ class Frozen(ABC):
 class VitFeatures(Frozen):
     """The last layers of a timm vision transformer (DINOv2, DINOv2-reg, DINOv3, SigLIP), side by side."""
 
-    def __init__(self, name: str, network: Any, *, layers: int = 1, **options: Any) -> None:
-        check_depth(name, layers, len(network.blocks))
-        self.layers = layers
-        super().__init__(name, network, **options)
+    def __init__(self, name: str, network: Any, **options: Any) -> None:
+        super().__init__(name, network, depth=len(network.blocks), **options)
 
     def _see(self, pixels: Tensor) -> Features:
         found = self.network.forward_intermediates(
@@ -145,16 +158,6 @@ class LiteFeatures(Frozen):
 def side_by_side(layers: Iterable[tuple[Tensor, Tensor]]) -> Features:
     """Features of several layers, each (overall [n, d], patches [n, p, d]), as one of width ``layers * d``."""
     return Features(*(torch.cat(parts, dim=-1) for parts in zip(*layers, strict=True)))
-
-
-def check_depth(name: str, layers: int, depth: int) -> None:
-    """Refuse more layers than a network has.
-
-    Raises:
-        ModelError: with both numbers.
-    """
-    if not 1 <= layers <= depth:
-        raise ModelError(f"{name} has {depth} layers, so 1 to {depth} of them can be read, not {layers}.")
 
 
 def load_extractor(

@@ -112,10 +112,10 @@ class _Stem(Frozen):
     """What enters the layers that learn: the class token and the patches, before any norm."""
 
     def __init__(self, name: str, tower: ClipTower, *, learning: int) -> None:
-        self.layers = learning
         settings, processor = tower.model.config.vision_config, tower.processor.image_processor
         side, mean, std = int(settings.image_size), processor.image_mean, processor.image_std
-        super().__init__(name, tower.model.vision_model, side=side, batch=tower.batch, mean=mean, std=std)
+        options = {"side": side, "mean": mean, "std": std, "batch": tower.batch, "layers": learning}
+        super().__init__(name, tower.model.vision_model, **options)
 
     def _see(self, pixels: Tensor) -> Features:
         found = self.network(pixel_values=pixels, output_hidden_states=True)

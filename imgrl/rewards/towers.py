@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imgrl.errors import ModelError
-from imgrl.rewards.features import Extractor, Features, Frozen, VitFeatures, check_depth, side_by_side
+from imgrl.rewards.features import Extractor, Features, Frozen, VitFeatures, side_by_side
 from imgrl.rewards.hub import in_brief
 
 __all__ = ["OpenClipFeatures", "TowerFeatures", "load_tower"]
@@ -29,10 +29,9 @@ class TowerFeatures(Frozen):
     SigLIP has no class token: its attention pool stands for the image.
     """
 
-    def __init__(self, name: str, network: Any, *, layers: int, side: int, **options: Any) -> None:
-        check_depth(name, layers, int(network.config.num_hidden_layers))
-        self.layers, self.stretched = layers, side != int(network.config.image_size)
-        super().__init__(name, network, side=side, **options)
+    def __init__(self, name: str, network: Any, *, side: int, **options: Any) -> None:
+        self.stretched = side != int(network.config.image_size)
+        super().__init__(name, network, side=side, depth=int(network.config.num_hidden_layers), **options)
 
     def _see(self, pixels: Tensor) -> Features:
         found = self.network(
@@ -48,10 +47,8 @@ class TowerFeatures(Frozen):
 class OpenClipFeatures(Frozen):
     """The last layers of open_clip's own vision transformer, each by its last norm."""
 
-    def __init__(self, name: str, network: Any, *, layers: int, **options: Any) -> None:
-        check_depth(name, layers, len(network.transformer.resblocks))
-        self.layers = layers
-        super().__init__(name, network, **options)
+    def __init__(self, name: str, network: Any, **options: Any) -> None:
+        super().__init__(name, network, depth=len(network.transformer.resblocks), **options)
 
     def _see(self, pixels: Tensor) -> Features:
         found = self.network.forward_intermediates(

@@ -25,7 +25,7 @@ COMMON = (
     f"checkpoint.every={STEPS}",
 )
 RATES = ("1e-3", "3e-4", "1e-4", "3e-5")
-USUAL = "3e-4"  # where SFT alone is best among these
+USUAL = "3e-4"  # what gentler rates are compared with; whether SFT alone is best here is a question below
 DIVERGENCES = ("pearson", "hellinger", "kl", "jensen_shannon")
 FIRST: dict[str, tuple[str, ...]] = {
     **{f"sft-{rate}": ("tiny-lm/sft", *COMMON, f"optimizer.lr={rate}") for rate in RATES},

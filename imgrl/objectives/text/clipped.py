@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.anchor import sampled_kl
+from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
 
 __all__ = [
@@ -143,6 +144,17 @@ class Clipped:
         """Old log-probabilities, advantages, and the anchor where its weight is not 0."""
         anchor: Need = "reverse_kl" if self.kl == "exact" else "anchor"
         return frozenset(("old", "advantage", *((anchor,) if self.kl_weight > 0 else ())))
+
+    def surrogate(
+        self, log_ratio: Tensor, advantage: Tensor, mask: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped loss by token, and what every such objective reports of it."""
+        loss = kept(clipped_surrogate(log_ratio, advantage, low=self.clip_low, high=self.clip_high), mask)
+        return loss, {"policy_loss": loss.detach(), "clipped": self.removed(log_ratio, advantage, mask)}
+
+    def removed(self, log_ratio: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+        """1 for tokens whose gradient this clip has removed, else 0."""
+        return clip_share(log_ratio, advantage, mask, low=self.clip_low, high=self.clip_high)
 
     def with_kl(self, loss: Tensor, metrics: dict[str, Tensor], batch: TextBatch) -> TextLoss:
         """Add the KL to the anchor, if it has a weight."""

@@ -10,9 +10,8 @@ from typing import ClassVar, Literal
 
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
-from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import TextBatch, TextLoss, kept
-from imgrl.objectives.text.clipped import Clipped, clip_share, online
+from imgrl.objectives.text.clipped import Clipped, online
 
 __all__ = ["GRPO"]
 
@@ -38,12 +37,6 @@ class GRPO(Clipped):
         """Clipped surrogate plus the KL, by token."""
         del gather
         log_ratio, advantage = online(batch, self.name)
-        loss = kept(
-            clipped_surrogate(log_ratio, advantage, low=self.clip_low, high=self.clip_high), batch.mask
-        )
-        metrics = {
-            "policy_loss": loss.detach(),
-            "clipped": clip_share(log_ratio, advantage, batch.mask, low=self.clip_low, high=self.clip_high),
-            "ratio_gap": kept((log_ratio.detach().exp() - 1).abs(), batch.mask),
-        }
+        loss, metrics = self.surrogate(log_ratio, advantage, batch.mask)
+        metrics["ratio_gap"] = kept((log_ratio.detach().exp() - 1).abs(), batch.mask)
         return self.with_kl(loss, metrics, batch)

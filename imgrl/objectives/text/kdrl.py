@@ -11,9 +11,8 @@ from typing import ClassVar, Literal
 
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
-from imgrl.objectives.surrogate import clipped_surrogate
-from imgrl.objectives.text.base import Need, TextBatch, TextLoss, kept
-from imgrl.objectives.text.clipped import Clipped, KlEstimate, clip_share, online, policy_kl, teacher_of
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss
+from imgrl.objectives.text.clipped import Clipped, KlEstimate, online, policy_kl, teacher_of
 
 __all__ = ["KDRL"]
 
@@ -39,7 +38,7 @@ class KDRL(Clipped):
     """Strength of the KL to the teacher; above 0."""
     kl: KlEstimate = "k2"
     """How it is computed."""
-    reduction: Literal["token", "sequence_mean", "sequence_sum"] = "token"
+    reduction: Reduction = "token"
     """The paper counts every token alike."""
 
     def __post_init__(self) -> None:
@@ -61,8 +60,7 @@ class KDRL(Clipped):
         """Clipped surrogate plus the KL to the teacher, by token."""
         del gather
         log_ratio, advantage = online(batch, self.name)
-        low, high = self.clip_low, self.clip_high
-        loss = kept(clipped_surrogate(log_ratio, advantage, low=low, high=high), batch.mask)
+        loss, metrics = self.surrogate(log_ratio, advantage, batch.mask)
         kl = policy_kl(
             batch,
             estimate=self.kl,
@@ -70,9 +68,5 @@ class KDRL(Clipped):
             weighted=self.kl_weighted,
             anchor=teacher_of(batch, self.name),
         )
-        metrics = {
-            "policy_loss": loss.detach(),
-            "clipped": clip_share(log_ratio, advantage, batch.mask, low=low, high=high),
-            "teacher_kl": kl.detach(),
-        }
+        metrics["teacher_kl"] = kl.detach()
         return TextLoss(loss + self.kl_weight * kl, metrics)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
-from imgrl.objectives.surrogate import clipped_surrogate
 from imgrl.objectives.text.base import Need, TextBatch, TextLoss, kept, require
-from imgrl.objectives.text.clipped import Clipped, clip_share, online, teacher_of
+from imgrl.objectives.text.clipped import Clipped, online, teacher_of
 
 __all__ = ["TRRD", "trust_log_ratio"]
 
@@ -106,12 +105,7 @@ class TRRD(Clipped):
                 straight_through=self.straight_through,
             )
             metrics["teacher_gap"] = (log_prob.detach() - teacher).abs()
-        low, high = self.clip_low, self.clip_high
-        loss = kept(clipped_surrogate(log_ratio, advantage, low=low, high=high), batch.mask)
-        metrics |= {
-            "policy_loss": loss.detach(),
-            "clipped": clip_share(log_ratio, advantage, batch.mask, low=low, high=high),
-            # What the mixture alone has removed, before any step: not zero as in GRPO.
-            "clipped_at_old": clip_share(log_ratio - plain, advantage, batch.mask, low=low, high=high),
-        }
-        return self.with_kl(loss, metrics, batch)
+        loss, shared = self.surrogate(log_ratio, advantage, batch.mask)
+        # What the mixture alone has removed, before any step: not zero as in GRPO.
+        metrics["clipped_at_old"] = self.removed(log_ratio - plain, advantage, batch.mask)
+        return self.with_kl(loss, metrics | shared, batch)
