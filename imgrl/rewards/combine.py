@@ -113,6 +113,7 @@ class RewardSet:
         group: Tensor | None = None,
         group_size: int | None = None,
         share: bool = False,
+        training: bool = False,
     ) -> Scores:
         """Score n images by every reward.
 
@@ -123,6 +124,7 @@ class RewardSet:
             group_size: size of a whole group, to refuse part of one handed to a groupwise reward.
             share: these are one process's share of the images. Whether too many failed, or none can be scored,
                 is then for the caller to judge over all shares; see :meth:`check_failures`.
+            training: leave out the rewards that only judge held-out images.
 
         Returns:
             The raw values, their weighted sum over the rewards that apply, and the mask of usable images: no
@@ -140,6 +142,8 @@ class RewardSet:
         values: dict[str, Tensor] = {}
         failures: dict[str, int] = {}
         for name in self.rewards:
+            if training and self.specs[name].heldout_only:
+                continue
             values[name], missed = self.ask(
                 name, images, prompts, columns=columns, group=group, group_size=group_size
             )

@@ -8,6 +8,7 @@ accident.
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import threading
 import warnings
@@ -29,6 +30,7 @@ Crop = tuple[np.ndarray, int]
 """A line of text at the recogniser's height, and the width to pad it to."""
 Engine = Literal["easyocr", "rapidocr"]
 Mode = Literal["detect", "recognise"]
+Score = Literal["edits", "likelihood"]
 _LINE_HEIGHT = 64  # EasyOCR's
 
 
@@ -71,7 +73,10 @@ class Ocr:
         engine: ``easyocr``, or ``rapidocr``, which :mod:`imgrl.rewards.rapid` describes.
         mode: ``detect`` lets CRAFT find the text first and reads nothing on blank or noisy images;
             ``recognise`` crops what differs from the border: faster, but reads letters into noise.
-        containment: whether the target inside a longer text counts in full.
+        score: ``edits`` compares what was read (:func:`text_score`); ``likelihood`` is the recogniser's probability
+            of the target, its geometric mean over characters: to train with where every picture of a group is
+            misread alike. Judge by ``edits``.
+        containment: whether the target inside a longer text counts in full; for ``edits``.
         detector_side: pixels to which the longer side is enlarged for the detector; None takes 128 for images
             of up to 64 pixels and 256 beyond. Never shrinks. RapidOCR enlarges the shorter side, to 256.
         bfloat16: run the detector in bfloat16, for processors that have it; nearly the same maps.
@@ -87,6 +92,7 @@ class Ocr:
         *,
         engine: Engine = "easyocr",
         mode: Mode = "detect",
+        score: Score = "edits",
         containment: bool = True,
         detector_side: int | None = None,
         bfloat16: bool = False,
@@ -97,15 +103,18 @@ class Ocr:
             raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}.")
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+        if score not in get_args(Score):
+            raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}.")
         if batch < 1 or (detector_side is not None and detector_side < 32):
             raise ValueError(f"Expected batch >= 1 and detector_side >= 32, got {batch} and {detector_side}.")
-        self.engine, self.mode, self.containment = engine, mode, containment
+        self.engine, self.mode, self.score, self.containment = engine, mode, score, containment
         self.detector_side, self.batch = detector_side, batch
         self._lock = threading.Lock()  # the reader is not made for two threads
         if engine == "rapidocr":
-            if mode != "detect" or bfloat16 or device not in (None, "cpu"):
+            if mode != "detect" or score != "edits" or bfloat16 or device not in (None, "cpu"):
                 raise ValueError(
-                    "RapidOCR detects in float32 on the CPU; leave mode, bfloat16 and device out."
+                    "RapidOCR detects in float32 on the CPU and gives no probabilities; "
+                    "leave mode, score, bfloat16 and device out."
                 )
             from imgrl.rewards.rapid import RapidReader
 
@@ -119,9 +128,33 @@ class Ocr:
         targets = [quoted_text(prompt) for prompt in prompts]
         rows = [index for index, target in enumerate(targets) if target is not None]
         scores: list[float | None] = [None] * len(prompts)
-        if rows:
+        if rows and self.score == "likelihood":
+            wanted = [targets[index] or "" for index in rows]
+            for index, score in zip(rows, self.likelihoods(images[rows], wanted), strict=True):
+                scores[index] = score
+        elif rows:
             for index, lines in zip(rows, self.read(images[rows]), strict=True):
                 scores[index] = text_score(targets[index] or "", lines, containment=self.containment)
+        return scores
+
+    def likelihoods(self, images: Tensor, targets: Sequence[str]) -> list[float]:
+        """Return the probability of each image's target, to the power 1 / length; 0 where no text is found."""
+        from imgrl.rewards.likelihood import log_likelihood, symbol_log_probabilities
+
+        with self._lock:
+            crops = self._locate(to_uint8(images))
+            flat = symbol_log_probabilities(
+                self._reader,
+                [crop for found in crops for crop in found],
+                height=_LINE_HEIGHT,
+                batch=self.batch,
+            )
+        steps = iter(flat)
+        scores = []
+        for found, target in zip(crops, targets, strict=True):
+            wanted = _normalise(target)
+            whole = log_likelihood([next(steps) for _ in found], self._reader.character, wanted)
+            scores.append(math.exp(whole / len(wanted)))
         return scores
 
     def read(self, images: Tensor) -> list[list[Line]]:
@@ -131,13 +164,17 @@ class Ocr:
             if self.engine == "rapidocr":
                 return self._reader.read(pixels)
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
-            greys = [_grey(picture) for picture in pixels]
-            if self.mode == "recognise":
-                return self._recognise([_crops(grey, _ink(grey)) for grey in greys])
-            crops: list[list[Crop]] = []
-            for start in range(0, len(pixels), self.batch):
-                crops += self._detect(pixels[start : start + self.batch], greys[start : start + self.batch])
-            return self._recognise(crops)
+            return self._recognise(self._locate(pixels))
+
+    def _locate(self, pixels: np.ndarray) -> list[list[Crop]]:
+        """The crops of each picture [n, h, w, 3] that hold text, in reading order."""
+        greys = [_grey(picture) for picture in pixels]
+        if self.mode == "recognise":
+            return [_crops(grey, _ink(grey)) for grey in greys]
+        crops: list[list[Crop]] = []
+        for start in range(0, len(pixels), self.batch):
+            crops += self._detect(pixels[start : start + self.batch], greys[start : start + self.batch])
+        return crops
 
     def _detect(self, pixels: np.ndarray, greys: list[np.ndarray]) -> list[list[Crop]]:
         longest = max(pixels.shape[1:3])
@@ -240,6 +277,7 @@ def _open_reader(device: str, *, bfloat16: bool, detector: bool) -> Any:
             verbose=False,
         )
     _take_off_data_parallel(reader)
+    reader.recognizer.eval()  # EasyOCR does so when it reads
     if detector:
         reader.detector = _Detector(reader.detector, device=device, bfloat16=bfloat16)
     return reader

@@ -21,6 +21,8 @@ class RewardSpec:
     """A callable, a built-in name, ``package.module:attribute`` or ``folder/file.py:attribute``."""
     weight: float = 1.0
     """Factor in the combined reward; 0 only records it."""
+    heldout_only: bool = False
+    """Score held-out images alone, so that a slow judge costs training nothing; needs weight 0."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """A class is constructed with them, a function bound with them."""
     batch: int | None = None
@@ -36,6 +38,8 @@ class RewardSpec:
         """Refuse a weight or batch that cannot be meant."""
         if not math.isfinite(self.weight):
             raise ValueError(f"weight must be finite, got {self.weight}.")
+        if self.heldout_only and self.weight:
+            raise ValueError(f"heldout_only needs weight 0, got {self.weight}.")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch must be at least 1 or None, got {self.batch}.")
 

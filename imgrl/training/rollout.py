@@ -64,7 +64,7 @@ def collect(
     group = round * recipe.batch.groups + rows // size
     samples = Samples(prompts=chosen, group=group, seeds=seeds, latents=latents, images=images)
     with phases("reward"):
-        scores = rewards.score(images, chosen, group=group, group_size=size, share=True)
+        scores = rewards.score(images, chosen, group=group, group_size=size, share=True, training=True)
         rewards.check_failures(world.add_counts(scores.failures), recipe.batch.groups * size)
     return Rollout(samples=samples, scores=scores, rows=rows, path=path)
 

@@ -132,3 +132,18 @@ def test_learning_rewards_keep_their_state():
     assert fresh.score(IMAGES, PROMPTS).total.tolist() == [1.5] * 3
     with pytest.raises(RewardError, match=r"learning rewards \[\], but this run has \['learner'\]"):
         fresh.learners.load_state_dict({})
+
+
+def test_a_judge_of_heldout_images_is_not_asked_in_training():
+    asked = []
+
+    def judge(images, prompts):
+        asked.append(len(images))
+        return [7.0] * len(images)
+
+    specs = {"one": lambda i, p: [1.0] * 3, "judge": {"use": judge, "weight": 0, "heldout_only": True}}
+    rewards = RewardSet.from_specs(specs)
+    assert set(rewards.score(IMAGES, PROMPTS, training=True).values) == {"one"} and asked == []
+    assert rewards.score(IMAGES, PROMPTS).values["judge"].tolist() == [7.0] * 3
+    with pytest.raises(RewardError, match="'judge': heldout_only needs weight 0, got 1.0"):
+        RewardSet.from_specs({"judge": {"use": judge, "heldout_only": True}})

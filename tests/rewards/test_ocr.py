@@ -133,3 +133,37 @@ def test_cuda_means_the_current_device_of_this_process(monkeypatch):
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(RewardError, match="was given device 'cuda', but torch sees none"):
         Ocr(device="cuda")
+
+
+@pytest.fixture(scope="module", params=["detect", "recognise"])
+def likelihood(request):
+    pytest.importorskip("easyocr_en_models")
+    return Ocr(mode=request.param, score="likelihood")
+
+
+def test_likelihood_tells_the_written_text_from_another(likelihood):
+    images = torch.stack([sign(word) for word in ("STOP", "TAXI", "TAXI")])
+    right = likelihood(images, [f'a sign that says "{word}"' for word in ("STOP", "taxi", "T AXI")])
+    wrong = likelihood(images, [f'a sign that says "{word}"' for word in ("SHOP", "TAXES", "CLUB")])
+    assert min(right) > 0.9
+    assert max(wrong) < 0.5
+    assert wrong[0] > wrong[2]  # one letter beside four
+
+
+def test_likelihood_of_nothing_is_zero(likelihood):
+    blank = torch.ones(1, 3, 64, 64)
+    assert likelihood(blank.repeat(2, 1, 1, 1), ['a sign that says "STOP"', "no sign"]) == [0.0, None]
+
+
+def test_likelihood_of_an_image_does_not_depend_on_its_neighbours(likelihood):
+    images = torch.stack([sign(word) for word in WORDS])
+    prompts = [f'a sign that says "{word[:-1]}E"' for word in WORDS]
+    alone = [likelihood(image[None], [prompt])[0] for image, prompt in zip(images, prompts, strict=True)]
+    assert likelihood(images, prompts) == pytest.approx(alone, abs=1e-5)
+
+
+def test_what_scores_cannot_be_combined_is_refused():
+    with pytest.raises(ValueError, match="score must be one of edits, likelihood, got 'soft'"):
+        Ocr(score="soft")
+    with pytest.raises(ValueError, match="gives no probabilities"):
+        Ocr(engine="rapidocr", score="likelihood")

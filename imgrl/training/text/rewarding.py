@@ -61,6 +61,11 @@ def build_rewards(
             spec = RewardSpec(use=spec)
         elif not isinstance(spec, RewardSpec):
             spec = RewardSpec(use=name, weight=float(spec))
+        if spec.heldout_only:
+            raise RewardError(
+                f"Reward {name!r} is heldout_only, which language recipes do not know; "
+                "evaluation.verifier judges held-out problems."
+            )
         patience = Patience(timeout=spec.timeout, retries=spec.retries, backoff=spec.backoff)
         reward = Reward(name, make(spec.use, spec.args, name=name), patience=patience)
         rewards.append(TextReward(reward, budget=budget, columns=columns))

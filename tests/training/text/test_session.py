@@ -177,6 +177,10 @@ BAD = [
     (["tiny-lm/grpo", "data.prompts=nowhere.jsonl"], "no file nowhere.jsonl"),
     (["tiny-lm/grpo", "data.prompts=arithmetic:test"], "splits train and heldout"),
     (["tiny-lm/grpo", "rewards={exactt: 1}"], "did you mean 'exact'"),
+    (
+        ["tiny-lm/grpo", "rewards={exact: {weight: 0, heldout_only: true}}"],
+        "which language recipes do not know",
+    ),
     (["tiny-lm/grpo", "evaluation.temperature=0"], "evaluation.samples=1"),
 ]
 
