@@ -31,7 +31,7 @@ def main() -> None:
     prompts = [prompt for prompt in load_prompts(recipe.evaluation.prompts) for _ in range(COPIES)]
     rng = np.random.default_rng(0)
     drawn = torch.stack([picture(prompt.columns, rng) for prompt in prompts])
-    policy = load_for_sampling(sampling_settings("tiny-sd3", None, dtype="fp32"), None)
+    policy = load_for_sampling(sampling_settings("tiny-sd3", None, dtype="fp32"), None, device=None)
     others = prompts[COPIES:] + prompts[:COPIES]
     noise = torch.rand(drawn.shape, generator=torch.Generator().manual_seed(0))
     sets = {
@@ -49,7 +49,7 @@ def main() -> None:
 
 def picture(metadata: Mapping[str, Any], rng: np.random.Generator) -> Tensor:
     """A rendered sign [3, h, w] in [0, 1]."""
-    return torch.from_numpy(render(metadata, rng)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(render(metadata, rng).copy()).permute(2, 0, 1).float() / 255
 
 
 if __name__ == "__main__":
