@@ -2,8 +2,8 @@
 
     python scripts/sign_bounds.py
 
-Renders every held-out sign of random letters four times: as drawn, after the bundled autoencoder, judged by the next
-prompt's text, and as noise. The first two are the ceiling of a policy's score, the last two its floor.
+Renders every sign that the recipe is judged by four times, and judges the pictures as drawn, after the bundled
+autoencoder (the ceiling of any policy), and by the next prompt's text (the floor); beside them noise.
 """
 
 from __future__ import annotations

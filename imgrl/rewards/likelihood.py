@@ -8,39 +8,12 @@ temporal classification, Graves et al. 2006, equation 8).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["log_likelihood", "symbol_log_probabilities"]
-
-
-def symbol_log_probabilities(reader: Any, crops: Sequence[Any], *, height: int, batch: int) -> list[Tensor]:
-    """Return the recogniser's log-probabilities [steps, symbols] of each crop, blank first.
-
-    Args:
-        reader: an ``easyocr.Reader``.
-        crops: pairs of a grey picture of ``height`` rows and the width to pad it to.
-        height: of the recogniser's pictures.
-        batch: crops a forward pass; those padded to one width go together.
-    """
-    from easyocr.recognition import AlignCollate
-    from PIL import Image
-
-    unknown = [reader.character.index(symbol) + 1 for symbol in set(reader.character) - set(reader.lang_char)]
-    found: dict[int, Tensor] = {}
-    for width in sorted({width for _, width in crops}):
-        rows = [row for row, crop in enumerate(crops) if crop[1] == width]
-        collate = AlignCollate(imgH=height, imgW=width, keep_ratio_with_pad=True)
-        for chosen in (rows[start : start + batch] for start in range(0, len(rows), batch)):
-            pictures = collate([Image.fromarray(crops[row][0]) for row in chosen]).to(reader.device)
-            with torch.no_grad():
-                logits = reader.recognizer(pictures, None).float().cpu()
-            logits[..., unknown] = -torch.inf
-            found.update(zip(chosen, logits.log_softmax(-1), strict=True))
-    return [found[row] for row in range(len(crops))]
+__all__ = ["log_likelihood"]
 
 
 def log_likelihood(crops: Sequence[Tensor], symbols: Sequence[str], target: str) -> float:

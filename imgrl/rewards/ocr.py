@@ -13,25 +13,24 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from imgrl.errors import RewardError
+from imgrl.rewards.likelihood import log_likelihood
 from imgrl.rewards.pixels import to_uint8
+from imgrl.rewards.recogniser import LINE_HEIGHT, Crop, Line, read_lines, symbol_log_probabilities
 
 __all__ = ["Ocr", "quoted_text", "text_score"]
 
-Line = tuple[str, float]
-"""A recognised text and its confidence."""
-Crop = tuple[np.ndarray, int]
-"""A line of text at the recogniser's height, and the width to pad it to."""
+_Value = TypeVar("_Value")
+
 Engine = Literal["easyocr", "rapidocr"]
 Mode = Literal["detect", "recognise"]
 Score = Literal["edits", "likelihood"]
-_LINE_HEIGHT = 64  # EasyOCR's
 
 
 def quoted_text(prompt: str) -> str | None:
@@ -128,33 +127,27 @@ class Ocr:
         targets = [quoted_text(prompt) for prompt in prompts]
         rows = [index for index, target in enumerate(targets) if target is not None]
         scores: list[float | None] = [None] * len(prompts)
-        if rows and self.score == "likelihood":
+        if rows:
             wanted = [targets[index] or "" for index in rows]
-            for index, score in zip(rows, self.likelihoods(images[rows], wanted), strict=True):
+            judge = self.likelihoods if self.score == "likelihood" else self._agreements
+            for index, score in zip(rows, judge(images[rows], wanted), strict=True):
                 scores[index] = score
-        elif rows:
-            for index, lines in zip(rows, self.read(images[rows]), strict=True):
-                scores[index] = text_score(targets[index] or "", lines, containment=self.containment)
         return scores
+
+    def _agreements(self, images: Tensor, targets: Sequence[str]) -> list[float]:
+        return [
+            text_score(target, lines, containment=self.containment)
+            for target, lines in zip(targets, self.read(images), strict=True)
+        ]
 
     def likelihoods(self, images: Tensor, targets: Sequence[str]) -> list[float]:
         """Return the probability of each image's target, to the power 1 / length; 0 where no text is found."""
-        from imgrl.rewards.likelihood import log_likelihood, symbol_log_probabilities
-
         with self._lock:
-            crops = self._locate(to_uint8(images))
-            flat = symbol_log_probabilities(
-                self._reader,
-                [crop for found in crops for crop in found],
-                height=_LINE_HEIGHT,
-                batch=self.batch,
-            )
-        steps = iter(flat)
+            found = self._locate(to_uint8(images))
+            steps = symbol_log_probabilities(self._reader, sum(found, []), batch=self.batch)
         scores = []
-        for found, target in zip(crops, targets, strict=True):
-            wanted = _normalise(target)
-            whole = log_likelihood([next(steps) for _ in found], self._reader.character, wanted)
-            scores.append(math.exp(whole / len(wanted)))
+        for crops, target in zip(_like(found, steps), map(_normalise, targets), strict=True):
+            scores.append(math.exp(log_likelihood(crops, self._reader.character, target) / len(target)))
         return scores
 
     def read(self, images: Tensor) -> list[list[Line]]:
@@ -164,7 +157,8 @@ class Ocr:
             if self.engine == "rapidocr":
                 return self._reader.read(pixels)
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
-            return self._recognise(self._locate(pixels))
+            found = self._locate(pixels)
+            return _like(found, read_lines(self._reader, sum(found, []), batch=self.batch))
 
     def _locate(self, pixels: np.ndarray) -> list[list[Crop]]:
         """The crops of each picture [n, h, w, 3] that hold text, in reading order."""
@@ -184,33 +178,11 @@ class Ocr:
         )
         return [_crops(grey, boxes, free) for grey, boxes, free in zip(greys, level, slanted, strict=True)]
 
-    def _recognise(self, crops: list[list[Crop]]) -> list[list[Line]]:
-        """Read the crops of all images, those padded to one width together.
 
-        EasyOCR would read them one at a time on a CPU; a crop is read the same in any company.
-        """
-        from easyocr.recognition import get_text
-
-        reader = self._reader
-        lines: list[list[Line]] = [[("", 0.0)] * len(found) for found in crops]
-        places = [(image, place) for image, found in enumerate(crops) for place in range(len(found))]
-        for width in sorted({crops[image][place][1] for image, place in places}):
-            chosen = [(image, place) for image, place in places if crops[image][place][1] == width]
-            read = get_text(
-                reader.character,
-                _LINE_HEIGHT,
-                width,
-                reader.recognizer,
-                reader.converter,
-                [((), crops[image][place][0]) for image, place in chosen],
-                ignore_char="".join(set(reader.character) - set(reader.lang_char)),
-                batch_size=self.batch,
-                workers=0,
-                device=reader.device,
-            )
-            for (image, place), (_, text, confidence) in zip(chosen, read, strict=True):
-                lines[image][place] = (text, float(confidence))
-        return lines
+def _like(found: Sequence[Sequence[Crop]], values: Sequence[_Value]) -> list[list[_Value]]:
+    """The values of all crops, image by image again."""
+    rest = iter(values)
+    return [[next(rest) for _ in crops] for crops in found]
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:
@@ -225,7 +197,7 @@ def _crops(grey: np.ndarray, level: Sequence[Any], slanted: Sequence[Any] = ()) 
 
     found = []
     for boxes, free in [([box], []) for box in level] + [([], [box]) for box in slanted]:
-        images, width = get_image_list(boxes, free, grey, model_height=_LINE_HEIGHT)
+        images, width = get_image_list(boxes, free, grey, model_height=LINE_HEIGHT)
         found += [(image, int(width)) for _, image in images]
     return found
 

@@ -41,10 +41,9 @@ def holds_results(folder: Path) -> bool:
     A run that died before its first checkpoint was whole left nothing to continue from, so it may be started again.
     """
     results = [folder / "summary.json", folder / "lora", folder / "model"]
-    results += (folder / "checkpoints").glob(
-        "step-*"
-    )  # of image runs; they get this name when they are whole
-    results += (folder / "checkpoints").glob("checkpoint-*/anchors.json")  # of language runs; written last
+    checkpoints = folder / "checkpoints"
+    results += checkpoints.glob("step-*")  # of image runs; they get this name when they are whole
+    results += checkpoints.glob("checkpoint-*/anchors.json")  # of language runs; written last
     return any(path.exists() for path in results)
 
 

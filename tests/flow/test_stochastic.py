@@ -18,9 +18,8 @@ def run(case, step, v):
 @pytest.mark.parametrize(
     ("name", "step", "case"),
     [(n, s, c) for n, s in (("flow_sde", sde_step), ("cps_step", cps_step)) for c in cases(n)],
-    ids=lambda value: (
-        "" if callable(value) else case_id(value)
-    ),  # a function's address differs between processes
+    # A function's address differs between processes.
+    ids=lambda value: "" if callable(value) else case_id(value),
 )
 def test_step_equals_the_recorded_one(name, step, case):
     tolerance = family(name)["tolerance"]
