@@ -113,6 +113,8 @@ class Data:
     """A .txt or .jsonl file, a built-in set (``world:train``), or the prompts themselves."""
     balance: Text | None = None
     """A column, such as ``tag``, whose values should be equally frequent in every round."""
+    shares: Mapping[Text, Positive] = field(default_factory=dict)
+    """Values of ``balance`` that should be more frequent: ``{color_attr: 3}`` for three of it to one of the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

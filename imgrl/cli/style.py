@@ -182,7 +182,12 @@ def _with_prompts(recipe: Recipe, prompts: Sequence[Prompt], folder: Path) -> Re
     balance = recipe.data.balance if all(recipe.data.balance in p.columns for p in prompts) else None
     return replace(
         recipe,
-        data=replace(recipe.data, prompts=str(files[0]), balance=balance),
+        data=replace(
+            recipe.data,
+            prompts=str(files[0]),
+            balance=balance,
+            shares=recipe.data.shares if balance else {},
+        ),
         evaluation=replace(recipe.evaluation, prompts=str(files[1])),
     )
 

@@ -24,13 +24,20 @@ class GroupSampler:
         seed: of the sampler's own generator.
         balance: a key for each prompt (its task, say): every round, and every stretch of it, then holds the keys
             in equal numbers, up to one, taking turns. Prompts of small strata come more often.
+        shares: how many prompts of a key come for each one of the others, 1 for a key that is not named.
 
     Raises:
-        ValueError: if a round needs more distinct prompts than there are.
+        ValueError: if a round needs more distinct prompts than there are, or a share names no key.
     """
 
     def __init__(
-        self, num_prompts: int, groups: int, seed: int, *, balance: Sequence[Hashable] | None = None
+        self,
+        num_prompts: int,
+        groups: int,
+        seed: int,
+        *,
+        balance: Sequence[Hashable] | None = None,
+        shares: Mapping[Any, int] | None = None,
     ) -> None:
         if groups < 1 or num_prompts < groups:
             raise ValueError(
@@ -47,25 +54,33 @@ class GroupSampler:
             _Epochs(rows, torch.Generator().manual_seed(seed + number))
             for number, rows in enumerate(members.values())
         ]
-        self._turn = 0  # the stratum that comes first in the next round
-        share = -(-groups // len(self._strata))
-        smallest = min(self._strata, key=lambda stratum: len(stratum.rows))
-        if len(smallest.rows) < share:
-            key = keys[self._strata.index(smallest)]
-            raise ValueError(
-                f"Balanced rounds of {groups} prompts need up to {share} of each key, but {key!r} has "
-                f"{len(smallest.rows)}; add prompts, lower the number of groups or do not balance."
-            )
+        self._cycle = _cycle(keys, shares or {})
+        self._turn = 0  # where in the cycle the next round begins
+        self._check_strata(keys)
+
+    def _check_strata(self, keys: Sequence[Hashable]) -> None:
+        """Refuse a round that could ask a stratum for more prompts than it has, wherever in the cycle it begins."""
+        counts = [Counter(self._order(turn)) for turn in range(len(self._cycle))]
+        for number, stratum in enumerate(self._strata):
+            most = max(count[number] for count in counts)
+            if len(stratum.rows) < most:
+                raise ValueError(
+                    f"Balanced rounds of {self.groups} prompts need up to {most} of {keys[number]!r}, which has "
+                    f"{len(stratum.rows)}; add prompts, lower the number of groups or do not balance."
+                )
+
+    def _order(self, turn: int) -> list[int]:
+        """The stratum of each prompt of a round."""
+        return [self._cycle[(turn + place) % len(self._cycle)] for place in range(self.groups)]
 
     def next_round(self) -> list[int]:
         """Return the indices of the next round's prompts, all different.
 
         Strata take turns, a b c a b c, so that every equal part of a round is as balanced as the whole: each
-        optimiser step takes such a part.
+        optimiser step takes such a part. One with twice the share has two turns, far apart: a b a c.
         """
-        number = len(self._strata)
-        order = [(self._turn + place) % number for place in range(self.groups)]
-        self._turn = (self._turn + self.groups) % number
+        order = self._order(self._turn)
+        self._turn = (self._turn + self.groups) % len(self._cycle)
         drawn = {i: iter(self._strata[i].take(count)) for i, count in Counter(order).items()}
         return [next(drawn[i]) for i in order]
 
@@ -94,6 +109,18 @@ class GroupSampler:
         self._turn = int(state["turn"])
         for stratum, saved in zip(self._strata, state["strata"], strict=True):
             stratum.load_state_dict(saved)
+
+
+def _cycle(keys: Sequence[Hashable], shares: Mapping[Any, int]) -> list[int]:
+    """The turns of the strata until they repeat, those of each spread evenly."""
+    unknown = [key for key in shares if key not in keys]
+    if unknown or any(share < 1 for share in shares.values()):
+        raise ValueError(
+            f"Expected shares of at least 1 for some of {', '.join(map(repr, keys))}, got {dict(shares)}."
+        )
+    turns = [shares.get(key, 1) for key in keys]
+    places = [((turn + 0.5) / count, number) for number, count in enumerate(turns) for turn in range(count)]
+    return [number for _, number in sorted(places)]
 
 
 class _Epochs:

@@ -162,11 +162,17 @@ def _sampler(recipe: Recipe, prompts: Sequence[Prompt]) -> GroupSampler:
                 f"data.balance is {key!r}, but prompt {missing.text!r} has no such column: balance by a column that "
                 "every prompt has, or leave it out."
             )
+    shares = recipe.data.shares
+    if shares and key is None:
+        raise ConfigError("data.shares needs data.balance, the column whose values it names; add it.")
     balance = None if key is None else [str(prompt.columns[key]) for prompt in prompts]
     try:
-        return GroupSampler(len(prompts), recipe.batch.groups, recipe.run.seed, balance=balance)
+        return GroupSampler(
+            len(prompts), recipe.batch.groups, recipe.run.seed, balance=balance, shares=shares
+        )
     except ValueError as error:
-        raise ConfigError(f"batch.groups does not fit data.prompts: {error}") from error
+        what = "batch.groups, data.balance and data.shares do" if shares else "batch.groups does"
+        raise ConfigError(f"{what} not fit data.prompts: {error}") from error
 
 
 def _check_rewards(

@@ -70,13 +70,34 @@ def test_two_updates_a_round_see_all_six_tasks():
     assert {keys[i] for i in chosen[:6]} == {keys[i] for i in chosen[6:]} == set("abcdef")
 
 
-@given(st.integers(1, 6), st.integers(0, 5))
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9))
+def test_shares_are_kept_and_spread(b, c, groups):
+    keys = [key for key in "abc" for _ in range(40)]
+    sampler, drawn = GroupSampler(120, groups, 0, balance=keys, shares={"b": b, "c": c}), Counter()
+    cycle = 1 + b + c
+    order = []
+    for _ in range(cycle):  # so many rounds are `groups` whole cycles
+        chosen = sampler.next_round()
+        assert len(set(chosen)) == groups
+        order += [keys[i] for i in chosen]
+    drawn.update(order)
+    assert drawn == {"a": groups, "b": b * groups, "c": c * groups}
+    for key, share in (
+        ("b", b),
+        ("c", c),
+    ):  # no two turns of a key are farther apart than twice the even distance
+        places = [place for place, found in enumerate(order) if found == key]
+        gaps = [after - before for before, after in zip(places, places[1:], strict=False)]
+        assert not gaps or max(gaps) <= 2 * cycle / share
+
+
+@given(st.integers(1, 4), st.integers(0, 5))
 def test_balanced_resumption_is_exact(groups, before):
-    keys = ["a"] * 3 + ["b"] * 2 + ["c"] * 5
-    sampler = GroupSampler(10, groups, 0, balance=keys)
+    keys, shares = ["a"] * 3 + ["b"] * 2 + ["c"] * 5, {"c": 2}
+    sampler = GroupSampler(10, groups, 0, balance=keys, shares=shares)
     for _ in range(before):
         sampler.next_round()
-    again = GroupSampler(10, groups, 1, balance=keys)
+    again = GroupSampler(10, groups, 1, balance=keys, shares=shares)
     again.load_state_dict(sampler.state_dict())
     assert [again.next_round() for _ in range(5)] == [sampler.next_round() for _ in range(5)]
 
@@ -99,7 +120,12 @@ def test_what_cannot_work_is_refused():
         GroupSampler(4, 5, 0)
     with pytest.raises(ValueError, match="balance needs a key for each of 4 prompts, got 3"):
         GroupSampler(4, 2, 0, balance=["a", "b", "c"])
-    with pytest.raises(ValueError, match="need up to 2 of each key, but 'b' has 1"):
+    with pytest.raises(ValueError, match="need up to 2 of 'b', which has 1"):
         GroupSampler(4, 4, 0, balance=["a", "a", "a", "b"])
+    for shares in ({"c": 2}, {"a": 0}):
+        with pytest.raises(ValueError, match="shares of at least 1 for some of 'a', 'b', got"):
+            GroupSampler(4, 2, 0, balance=["a", "a", "b", "b"], shares=shares)
+    with pytest.raises(ValueError, match="need up to 3 of 'b', which has 2"):
+        GroupSampler(5, 4, 0, balance=["a", "a", "a", "b", "b"], shares={"b": 3})
     with pytest.raises(ValueError, match="but this run has .4, 3, 1."):
         GroupSampler(4, 3, 0).load_state_dict(GroupSampler(4, 2, 0).state_dict())
