@@ -32,6 +32,7 @@ __all__ = [
     "Data",
     "Evaluation",
     "GRPO",
+    "Imitation",
     "LoraSpec",
     "Model",
     "NFT",
@@ -125,6 +126,20 @@ class Scoring:
     """The run stops when a reward fails, after its retries, on more than this share of a round's images."""
     cache: Text | None = None
     """File that keeps scores between runs, for rewards that neither learn nor compare groups; None keeps none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imitation:
+    """Captioned pictures learned from directly, beside the rewards: for what the model never draws by itself."""
+
+    pictures: Text | None = None
+    """A .csv with the columns file and prompt, a .jsonl of prompts with refs, or ``world:STYLE``; None for none."""
+    weight: Schedule = Constant(value=1.0)
+    """Weight of the pictures' flow-matching loss by optimiser step, such as ``{first: 1, last: 0, steps: 60}``."""
+    batch: Positive = 48
+    """Pictures an optimiser step, counted over all processes."""
+    steps: NonNegative = 0
+    """Optimiser steps on the pictures alone before the first round; schedules count them like any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +252,7 @@ class Recipe:
     )
     """Reward name to its weight, to where it is (weight 1), or to its full description."""
     scoring: Scoring = Scoring()
+    imitation: Imitation = Imitation()
     rollout: Rollout = Rollout()
     batch: Batch = Batch()
     advantage: Advantage = Advantage()

@@ -15,7 +15,7 @@ from imgrl.cli.runs import Quiet, is_main, new_folder, processes, refuse_results
 from imgrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from imgrl.recipe import Recipe
+    from imgrl.recipe import Imitation, Recipe
     from imgrl.types import Prompt
 
 __all__ = ["style"]
@@ -124,9 +124,31 @@ def _prepared(
         recipe,
         run=replace(recipe.run, dir=str(folder)),
         rewards={**recipe.rewards, reward: replace(spec, args={**spec.args, "references": str(train)})},
+        imitation=_own_imitation(recipe, train),
     )
     given = _prompts(prompts, train)
     return recipe if given is None else _with_prompts(recipe, given, own)
+
+
+def _own_imitation(recipe: Recipe, train: Path) -> Imitation:
+    """The recipe's imitation, if it has one, of the pictures given; of none where nothing says what they show."""
+    from imgrl.rewards.splitting import CAPTIONS
+
+    settings = recipe.imitation
+    if settings.pictures is None:
+        return settings
+    source = next(
+        (file for file in (train.parent / CAPTIONS, train) if file.suffix == ".jsonl" and file.exists()), None
+    )
+    if source is None:
+        if is_main():
+            typer.echo(
+                "The pictures have no captions, so they are compared with, not imitated: only what the model sometimes "
+                "draws by itself can be learned. A .csv with the columns file and prompt gives them captions.",
+                err=True,
+            )
+        return replace(settings, pictures=None)
+    return replace(settings, pictures=str(source))
 
 
 def _learning_reward(recipe: Recipe) -> str:

@@ -38,6 +38,8 @@ class References:
     """Where each comes from."""
     of_prompt: dict[str, tuple[int, ...]]
     """Prompt -> its rows; empty where references belong to no prompt."""
+    captions: tuple[tuple[str, int], ...] = ()
+    """(what it shows, row) of every caption, also where :meth:`draw` minds no prompt; empty where nothing is known."""
 
     def draw(self, prompts: Sequence[str], generator: torch.Generator) -> Tensor:
         """One row for each prompt, int64 [n]: of its own pictures where prompts have some, else of all.
@@ -98,7 +100,10 @@ def load_references(
         if prompt is not None:
             of_prompt[prompt] = (*of_prompt.get(prompt, ()), rows[file])
     return References(
-        images=torch.stack(list(images.values())), files=tuple(map(str, images)), of_prompt=of_prompt
+        images=torch.stack(list(images.values())),
+        files=tuple(map(str, images)),
+        of_prompt=of_prompt,
+        captions=tuple((prompt, rows[file]) for prompt, file in entries if prompt is not None),
     )
 
 
@@ -179,7 +184,8 @@ def _rendered(source: str, height: int, width: int) -> References:
     return References(
         images=torch.stack([fit(Image.fromarray(pixels), height, width) for _, pixels in made]),
         files=tuple(f"{source}/{number}" for number in range(count)),
-        of_prompt={},
+        of_prompt={},  # any prompt of the world may be drawn, and few of them have a picture here
+        captions=tuple((prompt.text, row) for row, (prompt, _) in enumerate(made)),
     )
 
 

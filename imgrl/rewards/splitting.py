@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from imgrl.errors import DataError
 from imgrl.rewards.references import References, load_references
 
-__all__ = ["hold_out", "split_references"]
+__all__ = ["CAPTIONS", "hold_out", "split_references"]
 
+CAPTIONS = "captions-train.jsonl"
+"""What training pictures show, beside the lists, where the pictures are drawn for any prompt."""
 _LEAST = 10
 T = TypeVar("T")
 
@@ -48,6 +51,9 @@ def split_references(source: str, folder: Path, *, every: int = 5) -> tuple[Path
     lists = folder / "references-train.txt", folder / "references-heldout.txt"
     for file, chosen in zip(lists, hold_out(files, every=every), strict=True):
         file.write_text("".join(f"{picture}\n" for picture in chosen), encoding="utf-8")
+    if found.captions:  # those of the world belong to no prompt of a run, but say what is shown
+        shown = [{"prompt": prompt, "refs": [files[row]]} for prompt, row in found.captions]
+        _write_lines(folder / CAPTIONS, hold_out(shown, every=every)[0])
     return lists
 
 
@@ -57,7 +63,7 @@ def _written(found: References, folder: Path) -> References:
     names = tuple(str(folder / f"{row:04d}.png") for row in range(len(found.files)))
     for image, name in zip(found.images, names, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(name)
-    return References(images=found.images, files=names, of_prompt={})
+    return replace(found, files=names)
 
 
 def _split_prompts(found: References, files: list[str], folder: Path, every: int) -> tuple[Path, Path]:
@@ -74,6 +80,9 @@ def _split_prompts(found: References, files: list[str], folder: Path, every: int
         )
     lists = folder / "references-train.jsonl", folder / "references-heldout.jsonl"
     for file, chosen in zip(lists, (train, held), strict=True):
-        lines = [json.dumps({"prompt": p, "refs": [files[row] for row in rows]}) for p, rows in chosen]
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        _write_lines(file, [{"prompt": p, "refs": [files[row] for row in rows]} for p, rows in chosen])
     return lists
+
+
+def _write_lines(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")

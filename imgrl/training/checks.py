@@ -20,6 +20,7 @@ from imgrl.rewards import RewardSet
 from imgrl.rewards.base import column_names
 from imgrl.training.checkpoint import latest_checkpoint, read_state
 from imgrl.training.geometry import check_batch
+from imgrl.training.imitation import load_captioned
 from imgrl.training.seeds import generator
 from imgrl.types import Prompt
 
@@ -56,6 +57,8 @@ def check_recipe(recipe: Recipe, *, processes: int = 1) -> Checked:
     scoring = recipe.scoring
     rewards = RewardSet.from_specs(recipe.rewards, failure_budget=scoring.failure_budget, cache=scoring.cache)
     _check_rewards(rewards, recipe, prompts, heldout, size)
+    if recipe.imitation.pictures is not None:
+        load_captioned(recipe.imitation, height=size[0], width=size[1])
     return Checked(prompts=prompts, heldout=heldout, sampler=sampler, rewards=rewards)
 
 

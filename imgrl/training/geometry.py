@@ -22,7 +22,7 @@ def check_batch(recipe: Recipe, *, processes: int = 1) -> None:
     _check_groups(recipe, processes)
     _check_rollout(recipe, processes)
     levels(recipe)
-    _check_settings(recipe)
+    _check_settings(recipe, processes)
 
 
 def kept_copies(recipe: Recipe) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ def _check_rollout(recipe: Recipe, processes: int) -> None:
         )
 
 
-def _check_settings(recipe: Recipe) -> None:
+def _check_settings(recipe: Recipe, processes: int) -> None:
     check_mask(recipe.model.mask, recipe.model.train)
     if recipe.evaluation.weights == "ema" and recipe.evaluation.ema is None:
         raise ConfigError(
@@ -105,6 +105,11 @@ def _check_settings(recipe: Recipe) -> None:
         raise ConfigError(
             f"evaluation.weights is {recipe.evaluation.weights!r}, but this objective keeps no such copy; "
             f"it keeps {', '.join(sorted(kept))}"
+        )
+    if recipe.imitation.pictures is not None and recipe.imitation.batch % processes:
+        raise ConfigError(
+            f"imitation.batch ({recipe.imitation.batch} pictures) cannot be shared equally by {processes} processes; "
+            f"make it a multiple of {processes}"
         )
     weights = [spec.weight if isinstance(spec, RewardSpec) else spec for spec in recipe.rewards.values()]
     if not any(weights):

@@ -73,11 +73,30 @@ class Trainer:
             reporter.message(message)
         before = self._before(parts, reporter)
         with Interrupt() as interrupt:
+            self._imitate_first(parts, reporter, interrupt)
             while not (self._done() or parts.world.any(interrupt.asked)):
                 self._round(parts, reporter)
             summary = self._finish(parts, before, reporter, interrupted=not self._done())
         reporter.finish(summary)
         return summary
+
+    def _imitate_first(self, parts: Parts, reporter: Reporter, interrupt: Interrupt) -> None:
+        """The optimiser steps that pictures get before the first round; the copies then begin where these end."""
+        steps, world, losses = self.recipe.imitation.steps, parts.world, list[float]()
+        if parts.updater.imitated is None or self.round or self.step >= steps:
+            return
+        while self.step < steps and not (self._done() or world.any(interrupt.asked)):
+            start = time.perf_counter()
+            losses.append(parts.updater.imitate(self.step))
+            self.step += 1
+            self.seconds += world.first(time.perf_counter() - start)
+        for name in parts.copies:
+            parts.policy.weights.blend(name, 0.0)
+        if losses:
+            reporter.message(
+                f"{self.step} of {steps} steps on pictures alone: loss {losses[0]:.3f} to {losses[-1]:.3f}"
+            )
+            self.metrics.log(0, {"optimizer_steps": float(self.step), "train/imitation": losses[-1]})
 
     def _round(self, parts: Parts, reporter: Reporter) -> None:
         """One round, as the architecture page draws it."""
@@ -158,7 +177,7 @@ class Trainer:
     def _before(self, parts: Parts, reporter: Reporter) -> dict[str, float]:
         """Scores of the base model: measured at the start, read back on resume."""
         file = parts.folder / "before.json"
-        if self.round and file.exists():
+        if (self.round or self.step) and file.exists():
             return run_folder.read_json(file)
         scores = self.heldout.scores(0, self.recipe.evaluation.steps)
         reporter.evaluation(0, scores)

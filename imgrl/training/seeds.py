@@ -6,9 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["IMAGE", "NOISE", "TIMES", "WINDOW", "derive", "generator", "normal"]
+__all__ = ["IMAGE", "IMITATION", "NOISE", "PICTURES", "TIMES", "WINDOW", "derive", "generator", "normal"]
 
-IMAGE, NOISE, TIMES, WINDOW = 1, 2, 3, 4  # the first number of a key says what it is for
+IMAGE, NOISE, TIMES, WINDOW, IMITATION, PICTURES = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+)  # the first number of a key says what it is for
 
 
 def derive(*key: int) -> int:

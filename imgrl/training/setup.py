@@ -18,6 +18,7 @@ from imgrl.rewards import RewardSet
 from imgrl.training.checks import check_model, check_recipe, check_resume
 from imgrl.training.distributed import World
 from imgrl.training.geometry import kept_copies
+from imgrl.training.imitation import Imitated, load_captioned
 from imgrl.training.run_folder import holds_results, open_folder, write_json
 from imgrl.training.tracking import environment
 from imgrl.training.update import Updater
@@ -65,7 +66,11 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
     policy = _policy(recipe, world, copies)
     check_model(recipe, policy)
     _prepare_learners(recipe, checked.rewards, policy, folder)
-    messages = _encode_ahead(policy, [*checked.prompts, *checked.heldout], world, folder)
+    updater = Updater(policy, recipe, world)
+    updater.imitated = _imitated(recipe, policy, world)
+    shown = [] if updater.imitated is None else [text for text, _ in updater.imitated.captions]
+    texts = [prompt.text for prompt in (*checked.prompts, *checked.heldout)]
+    messages = _encode_ahead(policy, [*texts, *shown], world, folder)
     world.wait()
     return Parts(
         recipe=recipe,
@@ -76,7 +81,7 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
         sampler=checked.sampler,
         rewards=checked.rewards,
         policy=policy,
-        updater=Updater(policy, recipe, world),
+        updater=updater,
         copies=copies,
         messages=messages,
     )
@@ -151,12 +156,25 @@ def _prepare_learners(recipe: Recipe, rewards: RewardSet, policy: Policy, folder
     rewards.learners.prepare(height=height, width=width, round_trip=kept)
 
 
-def _encode_ahead(policy: Policy, prompts: Sequence[Prompt], world: World, folder: Path) -> list[str]:
+def _imitated(recipe: Recipe, policy: Policy, world: World) -> Imitated | None:
+    """The pictures of ``imitation``, if there are any, as the policy's autoencoder sees them."""
+    if recipe.imitation.pictures is None:
+        return None
+    height, width = recipe.model.height or policy.default_size, recipe.model.width or policy.default_size
+    found = load_captioned(recipe.imitation, height=height, width=width)
+    return Imitated(policy, found, settings=recipe.imitation, seed=recipe.run.seed, world=world)
+
+
+def _encode_ahead(policy: Policy, texts: Sequence[str], world: World, folder: Path) -> list[str]:
     """Embed every prompt, so that the encoders' memory is free for training; returns what the user should know."""
     from imgrl.policies.embeddings import encode_ahead
 
-    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
     told = encode_ahead(
-        policy, texts, folder / "embeddings", rank=world.rank, size=world.size, wait=world.wait
+        policy,
+        list(dict.fromkeys(texts)),
+        folder / "embeddings",
+        rank=world.rank,
+        size=world.size,
+        wait=world.wait,
     )
     return [] if told is None else [told]

@@ -15,6 +15,7 @@ from imgrl.recipe import Recipe
 from imgrl.training.distributed import World
 from imgrl.training.geometry import levels
 from imgrl.training.groups import Advantages
+from imgrl.training.imitation import Imitated
 from imgrl.training.phases import Phases
 from imgrl.training.points import empty_points, points
 from imgrl.training.rollout import Rollout
@@ -43,6 +44,8 @@ class Updater:
         self.policy, self.recipe, self.world = policy, recipe, world
         self.phases = Phases()
         """Where the time of :meth:`run` is counted; the loop puts its own here."""
+        self.imitated: Imitated | None = None
+        """Pictures that every step also learns from."""
         settings = recipe.optimizer
         self.parameters = policy.weights.parameters()
         self.optimizer = torch.optim.AdamW(
@@ -78,7 +81,7 @@ class Updater:
             starts = [width * (update * per_update + m) for m in range(per_update)]
             chosen = [torch.arange(s, s + width)[keep[s : s + width]] for s in starts]
             held = self.world.add(torch.tensor([len(rows) for rows in chosen], device=self.world.device))
-            if not held.any():
+            if not held.any() and not self._imitates(step + taken):
                 continue
             total = int(held.sum()) * levels(self.recipe)
             for rows, everywhere in zip(chosen, held.tolist(), strict=True):
@@ -86,6 +89,8 @@ class Updater:
                     self._accumulate(rollout, rows, advantage, raw, total, round, kept)
                 elif everywhere:
                     self._attend(rollout)
+            if self._imitates(step + taken):
+                self._imitate(step + taken, kept)
             with self.phases("update"):
                 norm = self._step(step + taken)
             if norm is not None:
@@ -141,6 +146,26 @@ class Updater:
         )
         for _ in range(levels(self.recipe)):
             objective.loss(batch, gather=self.world.gather)
+
+    def imitate(self, step: int) -> float:
+        """Take step ``step`` of the run on pictures alone; returns their mean loss over all processes."""
+        kept: dict[str, list[Tensor]] = defaultdict(list)
+        self._imitate(step, kept)
+        with self.phases("update"):
+            self._step(step)
+        return self._means(kept, [])["train/imitation"]
+
+    def _imitates(self, step: int) -> bool:
+        return self.imitated is not None and self.imitated.weight(step) != 0
+
+    def _imitate(self, step: int, kept: dict[str, list[Tensor]]) -> None:
+        """Add the gradient of the pictures' term: the weighted mean over a step's pictures on all processes."""
+        assert self.imitated is not None
+        with self.phases("update"):
+            loss = self.imitated.loss(step)
+            weight = self.imitated.weight(step) / self.imitated.settings.batch
+            self.scaler.scale(loss.sum() * weight).backward()
+        kept["imitation"].append(loss.detach())
 
     def _velocities(
         self, point: Noised | Transition, cond: Conditioning, group: Tensor, advantage: Tensor, raw: Tensor
@@ -198,12 +223,16 @@ class Updater:
 
     def _means(self, kept: dict[str, list[Tensor]], norms: list[float]) -> dict[str, float]:
         """Means over points, the variance ratio, and the gradient norm, equal on every process."""
+        shown = torch.cat(kept.pop("imitation")) if "imitation" in kept else torch.zeros(0)
         sums = {name: float(torch.cat(values).cpu().double().sum()) for name, values in kept.items()}
-        sums["count"] = float(sum(map(len, kept["loss"])))
+        sums |= {"count": float(sum(map(len, kept["loss"]))), "shown": float(len(shown))}
+        sums["imitation"] = float(shown.cpu().double().sum())
         names = sorted(set(self.world.gather_objects(list(sums))))
         total = dict(zip(names, self.world.add_numbers([sums.get(n, 0.0) for n in names]), strict=True))
-        count = total.pop("count", 0.0)
+        count, pictures, imitation = (total.pop(name) for name in ("count", "shown", "imitation"))
         metrics = {f"train/{name}": value / count for name, value in total.items()} if count else {}
+        if pictures:
+            metrics["train/imitation"] = imitation / pictures
         if total.get("target_variance"):
             metrics["train/variance_ratio"] = total["gain_variance"] / total["target_variance"]
         if norms:
