@@ -5,7 +5,7 @@ r"""Trains several recipes with several seeds, one after another, and draws thei
 
 Each run is ``label=recipe [key=value ...]``. Finished runs are kept, an unfinished one is resumed, so the command can
 be repeated after an interruption. ``--jobs 2`` trains two at a time, each on its own share of the CPU cores.
-Writes ``table.md``, ``curves.json`` and ``curves.png``.
+``--probe`` has the independent check judge each finished run too. Writes ``table.md``, ``curves.json`` and ``curves.png``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+PROBED, PROBE = "probe.json", "probe/shapes"
 SCORE, DIVERSITY, NORM = "heldout/shapes", "heldout/diversity", "heldout/velocity_norm"
 
 
@@ -34,6 +35,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--score", default=SCORE, help="the metric to draw")
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), help="where the run folders lie")
+    parser.add_argument(
+        "--probe", action="store_true", help="judge finished runs by the independent check too"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     args = parser.parse_args()
     seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -49,7 +53,7 @@ def main() -> None:
         shares.put(cores[job :: args.jobs])
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [
-            pool.submit(train, runs[label].split(), folder, seed, shares)
+            pool.submit(train, runs[label].split(), folder, seed, shares, probe=args.probe)
             for (label, seed), folder in folders.items()
         ]
         for job in jobs:
@@ -62,25 +66,44 @@ def main() -> None:
     print(table(results, args.score))
 
 
-def train(command: list[str], folder: Path, seed: int, shares: queue.SimpleQueue[list[int]]) -> None:
+def train(
+    command: list[str], folder: Path, seed: int, shares: queue.SimpleQueue[list[int]], *, probe: bool
+) -> None:
     """Start, resume or skip one run, on one of the shares of the cores (an empty one means all)."""
-    if (folder / "summary.json").exists() and not json.loads((folder / "summary.json").read_text())[
-        "interrupted"
-    ]:
-        return
-    program = [sys.executable, "-m", "imgrl.cli.main", "train"]
-    if (folder / "checkpoints").is_dir():
-        program += ["--resume", str(folder)]
-    else:
-        program += [*command, f"run.seed={seed}", f"run.dir={folder}"]
-    cores, environment = shares.get(), dict(os.environ)
+    cores = shares.get()
+    try:
+        if not finished(folder):
+            if (folder / "checkpoints").is_dir():
+                imgrl("train", "--resume", str(folder), cores=cores)
+            else:
+                imgrl("train", *command, f"run.seed={seed}", f"run.dir={folder}", cores=cores)
+        if probe and not (folder / PROBED).exists():
+            judged = imgrl(
+                *("eval", "shapes", "--probe", "--steps", "10", "--lora", str(folder / "lora"), "--json"),
+                cores=cores,
+                read=True,
+            )
+            (folder / PROBED).write_text(judged)
+    finally:
+        shares.put(cores)
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in a folder has come to its end."""
+    file = folder / "summary.json"
+    return file.exists() and not json.loads(file.read_text())["interrupted"]
+
+
+def imgrl(*arguments: str, cores: list[int], read: bool = False) -> str:
+    """Run an imgrl command on some cores; returns what it printed if that is to be read."""
+    program, environment = [sys.executable, "-m", "imgrl.cli.main", *arguments], dict(os.environ)
     if cores:
         program = ["taskset", "-c", ",".join(map(str, cores)), *program]
         environment["OMP_NUM_THREADS"] = str(len(cores))
-    try:
-        subprocess.run(program, check=True, env=environment)
-    finally:
-        shares.put(cores)
+    done = subprocess.run(
+        program, check=True, env=environment, stdout=subprocess.PIPE if read else None, text=True
+    )
+    return done.stdout or ""
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -92,6 +115,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
         last |= {key: row[key] for key in last if key in row}
         if SCORE in row or any(key.startswith("heldout/") for key in row):
             found.append(last | row)
+    if (folder / PROBED).exists():
+        found[-1][PROBE] = json.loads((folder / PROBED).read_text())["10 steps"][PROBE]
     return found
 
 
@@ -100,7 +125,7 @@ def curves(results: dict[str, list[list[dict[str, Any]]]], score: str) -> dict[s
     return {
         label: [
             [
-                {key: row[key] for key in ("minutes", "images", score, DIVERSITY, NORM) if key in row}
+                {key: row[key] for key in ("minutes", "images", score, PROBE, DIVERSITY, NORM) if key in row}
                 for row in run
             ]
             for run in runs
@@ -112,15 +137,16 @@ def curves(results: dict[str, list[list[dict[str, Any]]]], score: str) -> dict[s
 def table(results: dict[str, list[list[dict[str, Any]]]], score: str) -> str:
     """Markdown: before, after and drift of each run, mean and range over seeds."""
     lines = [
-        f"| run | {score} before | after: mean (range) | gain | minutes | images | diversity | velocity norm |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| run | {score} before | after: mean (range) | gain | independent probe | minutes | images | diversity "
+        "| velocity norm |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for label, runs in results.items():
         before = statistics.mean(run[0][score] for run in runs)
         after = [run[-1][score] for run in runs]
         lines.append(
             f"| {label} | {before:.3f} | {statistics.mean(after):.3f} ({min(after):.3f} to {max(after):.3f}) "
-            f"| {statistics.mean(after) - before:+.3f} | {average(runs, 'minutes'):.1f} "
+            f"| {statistics.mean(after) - before:+.3f} | {average(runs, PROBE):.3f} | {average(runs, 'minutes'):.1f} "
             f"| {average(runs, 'images'):.0f} | {average(runs, DIVERSITY):.3f} | {average(runs, NORM):.3f} |"
         )
     return "\n".join(lines) + "\n"

@@ -44,7 +44,7 @@ FIRST: dict[str, tuple[str, ...]] = {
 
 def second(first: Path) -> tuple[str, ...]:
     """DPO from a trained model, which also is its anchor."""
-    return ("tiny-lm/dpo", *COMMON, f"model.path={first / 'model'}")
+    return ("tiny-lm/dpo", *COMMON, "optimizer.lr=3e-5", f"model.path={first / 'model'}")
 
 
 def report(first: dict[str, Any], then: dict[str, Any]) -> str:

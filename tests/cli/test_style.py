@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from imgrl.config import resolve
+from imgrl.world.styles import style_set
 
 
 @pytest.fixture
@@ -24,7 +25,15 @@ def tiny(small):
     """The shortest run: small's model and batch, without its reward and prompts."""
     keep = [text for text in small if not text.startswith(("rewards", "data", "evaluation", "objective"))]
     args = "rewards.like.args={references: world:plain, hidden: 8, schedule: {steps: 1, warmup: 0}}"
-    return [*keep, args, "run.rounds=1", "run.dir=run", "evaluation={steps: [1], images_per_prompt: 2}"]
+    imitation = "imitation={pictures: world:plain, batch: 2, steps: 1}"
+    return [
+        *keep,
+        args,
+        imitation,
+        "run.rounds=1",
+        "run.dir=run",
+        "evaluation={steps: [1], images_per_prompt: 2}",
+    ]
 
 
 def test_pictures_become_a_lora_a_grid_and_figures(imgrl, own, tiny, tmp_path):
@@ -40,6 +49,7 @@ def test_pictures_become_a_lora_a_grid_and_figures(imgrl, own, tiny, tmp_path):
     assert (run / "style" / "before-after.png").is_file() and (run / "lora").is_dir()
     recipe = resolve(run / "config.yaml")
     assert recipe.rewards["like"].args["references"].endswith("references-train.txt")  # pyright: ignore
+    assert recipe.imitation.pictures is None and "The pictures have no captions" in result.stderr
     held = [json.loads(line)["prompt"] for line in open(str(recipe.evaluation.prompts))]
     assert held == ["a thing number 4", "a thing number 9"]
     again = imgrl("style", "--resume", "run", "--json")
@@ -54,6 +64,23 @@ def test_captions_are_the_prompts(imgrl, own, tiny, tmp_path):
     assert result.exit_code == 0, (result.output, result.exception)
     drawn = [json.loads(line)["prompt"] for line in open(tmp_path / "run/style/prompts-train.jsonl")]
     assert drawn == [f"thing {n}" for n in range(4)]
+    assert imitated(tmp_path / "run") == [("thing 0", 2), ("thing 1", 2), ("thing 2", 2), ("thing 3", 2)]
+
+
+def imitated(run):
+    """Caption and number of pictures of each line that the run learned from directly."""
+    source = str(resolve(run / "config.yaml").imitation.pictures)
+    rows = [json.loads(line) for line in (run / "style" / source.rsplit("/", 1)[-1]).read_text().splitlines()]
+    return [(row["prompt"], len(row["refs"])) for row in rows]
+
+
+def test_rendered_pictures_are_imitated_by_what_they_show(imgrl, tiny, tmp_path):
+    result = imgrl("style", "--images", "world:hatched:10", *tiny, "evaluation.limit=4", "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    shown = [(prompt.text, 1) for prompt, _ in style_set("hatched", 10)]
+    assert imitated(tmp_path / "run") == [pair for row, pair in enumerate(shown) if row % 5 != 4]
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["optimizer_steps"] == 1 and row["train/imitation"] > 0
 
 
 @pytest.mark.parametrize(
