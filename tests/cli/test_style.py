@@ -75,7 +75,9 @@ def imitated(run):
 
 
 def test_rendered_pictures_are_imitated_by_what_they_show(imgrl, tiny, tmp_path):
-    result = imgrl("style", "--images", "world:hatched:10", *tiny, "evaluation.limit=4", "--json")
+    (tmp_path / "content.txt").write_text("".join(f"a thing number {n}\n" for n in range(10)))
+    given = ("--images", "world:hatched:10", "--prompts", "content.txt")
+    result = imgrl("style", *given, *tiny, "--json")
     assert result.exit_code == 0, (result.output, result.exception)
     shown = [(prompt.text, 1) for prompt, _ in style_set("hatched", 10)]
     assert imitated(tmp_path / "run") == [pair for row, pair in enumerate(shown) if row % 5 != 4]
