@@ -5,7 +5,8 @@ r"""Trains several recipes with several seeds, one after another, and draws thei
 
 Each run is ``label=recipe [key=value ...]``. Finished runs are kept, an unfinished one is resumed, so the command can
 be repeated after an interruption. ``--jobs 2`` trains two at a time, each on its own share of the CPU cores.
-``--probe`` has the independent check judge finished runs too. Writes ``table.md``, ``curves.json`` and ``curves.png``.
+``--probe`` has the independent check judge finished runs too.
+Writes ``table.md``, ``curves.json`` and ``curves.png``.
 """
 
 from __future__ import annotations
