@@ -59,6 +59,20 @@ class Reward:
         """Whether it has a ``learn`` method, and so a state to save."""
         return callable(getattr(self.target, "learn", None))
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Ask its ``check_prompts``, if it has one, whether it could judge all of these.
+
+        Raises:
+            RewardError: what that says, with the reward's name.
+        """
+        check = getattr(self.target, "check_prompts", None)
+        if not callable(check):
+            return
+        try:
+            check(prompts)
+        except Exception as error:
+            raise RewardError(f"Reward {self.name!r}: {error}") from error
+
     def _read_signature(self) -> None:
         try:
             parameters = list(inspect.signature(self.function).parameters.values())

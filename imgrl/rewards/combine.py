@@ -73,7 +73,8 @@ class RewardSet:
     def check(self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64) -> tuple[float, float]:
         """Call every reward on two flat images and real prompts, before anything expensive starts.
 
-        A reward that does not apply to the first prompt is tried on up to 15 others.
+        A reward that does not apply to the first prompt is tried on up to 15 others. One with a method
+        ``check_prompts(prompts)`` is asked about all of them.
 
         Args:
             prompts: the data set; fixes which columns rewards are given.
@@ -93,6 +94,7 @@ class RewardSet:
         low = high = 0.0
         for name, reward in self.rewards.items():
             passed = reward.passed_columns(self._columns)
+            reward.check_prompts([prompt.text for prompt in prompts])
             for prompt in _probes(prompts, reward.required):
                 scores = reward(images, [prompt, prompt], passed)
                 if isinstance(scores, Failure):

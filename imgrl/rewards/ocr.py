@@ -122,6 +122,24 @@ class Ocr:
         self.device = _one_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._reader = _open_reader(self.device, bfloat16=bfloat16, detector=mode == "detect")
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse a text with a character whose likelihood would be 0 in every image, however well it is written.
+
+        Raises:
+            RewardError: naming the prompt and the characters.
+        """
+        if self.score != "likelihood":
+            return  # edits give the other characters their share
+        known = {symbol.lower() for symbol in self._reader.lang_char}
+        for prompt in prompts:
+            unknown = sorted(set(_normalise(quoted_text(prompt) or "")) - known)
+            if unknown:
+                letters = ", ".join(map(repr, unknown))
+                raise RewardError(
+                    f"EasyOCR's English recogniser does not know {letters} of the prompt {prompt!r}, so its "
+                    "likelihood would be 0 in every image; leave such prompts out, or use score: edits."
+                )
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> list[float | None]:
         """Score images [n, 3, H, W] in [0, 1]; only those with a quoted text are read."""
         targets = [quoted_text(prompt) for prompt in prompts]

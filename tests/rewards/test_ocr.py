@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from imgrl.errors import RewardError
+from imgrl.rewards import RewardSet
 from imgrl.rewards.ocr import (
     Ocr,
     _grey,
@@ -16,6 +17,7 @@ from imgrl.rewards.ocr import (
     text_score,
 )
 from imgrl.rewards.pixels import to_uint8
+from imgrl.types import Prompt
 
 pytest.importorskip("rapidfuzz")
 REFUSED = ("no_quotes", "empty_target")  # the originals raise; here the reward does not apply
@@ -148,6 +150,17 @@ def test_likelihood_tells_the_written_text_from_another(likelihood):
     assert min(right) > 0.9
     assert max(wrong) < 0.5
     assert wrong[0] > wrong[2]  # one letter beside four
+
+
+def test_a_text_that_the_recogniser_cannot_spell_is_refused_before_a_run(likelihood):
+    prompts = [Prompt(id=0, text='a sign that says "STOP 24"'), Prompt(id=1, text='a sign that says "ĿÆS"')]
+    rewards = RewardSet.from_specs({"ocr": likelihood})
+    with pytest.raises(
+        RewardError, match="Reward 'ocr': EasyOCR's English recogniser does not know 'æ', 'ŀ' of"
+    ):
+        rewards.check(prompts)
+    rewards.check(prompts[:1])
+    Ocr(mode="recognise").check_prompts([prompt.text for prompt in prompts])  # edits give the S its share
 
 
 def test_likelihood_of_nothing_is_zero(likelihood):
