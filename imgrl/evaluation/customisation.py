@@ -59,9 +59,8 @@ def measure_style(
     unit = train[0].square().mean().sqrt()
     train, heldout, base = (_over(features, unit) for features in (train, heldout, see(others)))
     seen = {strength: _over(see(images), unit) for strength, images in drawn.items()}
-    shown = list(
-        range(0, len(prompts), -(-len(prompts) // _ROWS))
-    )  # from all of the set, whose neighbours are alike
+    # From all of the set: its neighbours are alike.
+    shown = list(range(0, len(prompts), -(-len(prompts) // _ROWS)))
     first = [images[:: protocol.images_per_prompt][shown] for images in drawn.values()]
     save_grid(torch.stack(first, 1).flatten(0, 1), picture, columns=len(STRENGTHS))
     group = torch.arange(len(prompts)).repeat_interleave(protocol.images_per_prompt)

@@ -8,14 +8,8 @@ from torch import Tensor
 
 __all__ = ["IMAGE", "IMITATION", "NOISE", "PICTURES", "TIMES", "WINDOW", "derive", "generator", "normal"]
 
-IMAGE, NOISE, TIMES, WINDOW, IMITATION, PICTURES = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-)  # the first number of a key says what it is for
+# The first number of a key says what it is for.
+IMAGE, NOISE, TIMES, WINDOW, IMITATION, PICTURES = range(1, 7)
 
 
 def derive(*key: int) -> int:
