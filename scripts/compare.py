@@ -166,7 +166,7 @@ def draw(results: dict[str, list[list[dict[str, Any]]]], score: str, file: Path)
     import matplotlib.pyplot as plt
 
     panels = [("images", score), ("minutes", score), ("minutes", DIVERSITY), ("minutes", NORM)]
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axis, (x, y) in zip(axes.flat, panels, strict=True):
         for index, (label, runs) in enumerate(results.items()):
             for number, run in enumerate(runs):
@@ -176,7 +176,7 @@ def draw(results: dict[str, list[list[dict[str, Any]]]], score: str, file: Path)
         axis.set_xlabel(f"training {x}")
         axis.set_ylabel(y)
         axis.grid(alpha=0.3)
-    axes.flat[0].legend()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(file, dpi=110)
 
 
