@@ -22,6 +22,10 @@ __all__ = ["style"]
 
 _RECIPE = "tiny-sd3/style"
 _MOST_PROMPTS, _FEWEST_PROMPTS = 24, 10
+_UNCAPTIONED = (
+    "The pictures have no captions, so they are compared with, not imitated: only what the model sometimes draws by "
+    "itself can be learned. A .csv with the columns file and prompt gives them captions."
+)
 
 
 def style(
@@ -120,35 +124,30 @@ def _prepared(
     train, _ = split_references(images, own)
     spec = recipe.rewards[reward]
     spec = spec if isinstance(spec, RewardSpec) else RewardSpec(use="adversarial")
+    imitation = _own_imitation(recipe.imitation, train)
+    left_out = imitation != recipe.imitation and imitation.pictures is None
     recipe = replace(
         recipe,
         run=replace(recipe.run, dir=str(folder)),
         rewards={**recipe.rewards, reward: replace(spec, args={**spec.args, "references": str(train)})},
-        imitation=_own_imitation(recipe, train),
+        imitation=imitation,
     )
     given = _prompts(prompts, train)
-    return recipe if given is None else _with_prompts(recipe, given, own)
+    if given is not None:
+        recipe = _with_prompts(recipe, given, own)
+    if left_out:  # said last, so that a refusal stands alone
+        typer.echo(_UNCAPTIONED, err=True)
+    return recipe
 
 
-def _own_imitation(recipe: Recipe, train: Path) -> Imitation:
+def _own_imitation(settings: Imitation, train: Path) -> Imitation:
     """The recipe's imitation, if it has one, of the pictures given; of none where nothing says what they show."""
     from imgrl.rewards.splitting import CAPTIONS
 
-    settings = recipe.imitation
     if settings.pictures is None:
         return settings
-    source = next(
-        (file for file in (train.parent / CAPTIONS, train) if file.suffix == ".jsonl" and file.exists()), None
-    )
-    if source is None:
-        if is_main():
-            typer.echo(
-                "The pictures have no captions, so they are compared with, not imitated: only what the model sometimes "
-                "draws by itself can be learned. A .csv with the columns file and prompt gives them captions.",
-                err=True,
-            )
-        return replace(settings, pictures=None)
-    return replace(settings, pictures=str(source))
+    sources = [file for file in (train.parent / CAPTIONS, train) if file.suffix == ".jsonl" and file.exists()]
+    return replace(settings, pictures=str(sources[0]) if sources else None)
 
 
 def _learning_reward(recipe: Recipe) -> str:

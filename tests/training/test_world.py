@@ -79,14 +79,12 @@ def check_encoding(model: Path, folder: Path) -> None:
     from imgrl.policies import load_policy
     from imgrl.training.distributed import World
     from imgrl.training.setup import _encode_ahead
-    from imgrl.types import Prompt
 
     world, policy = World(Accelerator(cpu=True)), load_policy(model, train="none")
     policy._embeddings.capacity = 0
     seen, encode = [], policy._encode_text
     policy._encode_text = lambda pipeline, prompt: (seen.append(prompt), encode(pipeline, prompt))[1]
-    prompts = [Prompt(id=i, text=text) for i, text in enumerate(PROMPTS * 2)]
-    _encode_ahead(policy, prompts, world, folder)
+    _encode_ahead(policy, PROMPTS * 2, world, folder)
     assert [text for text in seen if text] == list(PROMPTS[world.rank :: 2])
     policy.encode(PROMPTS)
     assert policy._encoders is None
