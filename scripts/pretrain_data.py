@@ -1,4 +1,4 @@
-"""Captioned pictures for pretraining: rendered truth of training prompts, tasks in fixed shares."""
+"""Captioned pictures for pretraining: rendered truth of training prompts, tasks in fixed shares, imperfect captions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 import imgrl  # noqa: F401
 from imgrl.types import Prompt
+from imgrl.world.captions import imperfect_caption
 from imgrl.world.prompts import ALL_TASKS, prompts, random_signs, random_word, sign
 from imgrl.world.render import render
 
@@ -60,10 +61,15 @@ def draw_prompt(rng: np.random.Generator, *, signs: float = TASK_SHARES[TEXT]) -
 
 
 def training_batch(
-    rng: np.random.Generator, count: int, *, tidy: bool = False, signs: float = TASK_SHARES[TEXT]
+    rng: np.random.Generator,
+    count: int,
+    *,
+    tidy: bool = False,
+    signs: float = TASK_SHARES[TEXT],
+    wrong: float = 0.0,
 ) -> tuple[Tensor, list[str]]:
-    """Pictures [count, 3, 64, 64] in [-1, 1] and their captions."""
+    """Pictures [count, 3, 64, 64] in [-1, 1] and their captions, whose attributes are wrong at the rate ``wrong``."""
     chosen = [draw_prompt(rng, signs=signs) for _ in range(count)]
     pixels = np.stack([render(prompt.columns, rng, tidy=tidy) for prompt in chosen])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return images, [prompt.text for prompt in chosen]
+    return images, [imperfect_caption(prompt, rng, wrong=wrong, refused=_kept_out()) for prompt in chosen]

@@ -32,7 +32,7 @@ BATCH, LEARNING_RATE, CAPTION_DROPOUT, EMA_DECAY = 128, 1.5e-3, 0.1, 0.999
 
 
 @torch.no_grad()
-def cache_latents(work: Path, count: int, tokenizer: Any, seed: int, signs: float) -> dict[str, Tensor]:
+def cache_latents(work: Path, count: int, tokenizer: Any, seed: int, **shares: float) -> dict[str, Tensor]:
     """Latents (scaled as the pipeline scales them) and token ids of ``count`` rendered pictures."""
     from diffusers import AutoencoderKL
 
@@ -43,7 +43,7 @@ def cache_latents(work: Path, count: int, tokenizer: Any, seed: int, signs: floa
     rng = np.random.default_rng(seed)
     latents, ids = [], []
     while sum(map(len, latents)) < count:
-        images, captions = training_batch(rng, 250, tidy=True, signs=signs)
+        images, captions = training_batch(rng, 250, tidy=True, **shares)
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(images).latent_dist.mean
         latents.append(
@@ -75,13 +75,19 @@ def main() -> None:
     parser.add_argument(
         "--signs", type=float, default=TASK_SHARES[TEXT], help="share of signs among the pictures"
     )
+    parser.add_argument(
+        "--wrong",
+        type=float,
+        default=0.15,
+        help="share of wrong attributes in captions: what a base model is for",
+    )
     parser.add_argument("--init", type=Path, help="a pipeline folder to go on from")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.init is not None and not (args.work / "vae").exists():
         shutil.copytree(args.init / "vae", args.work / "vae")
     tokenizer = build_tokenizer()
-    cache = cache_latents(args.work, args.pictures, tokenizer, args.seed, args.signs)
+    cache = cache_latents(args.work, args.pictures, tokenizer, args.seed, signs=args.signs, wrong=args.wrong)
     empty = tokenize(tokenizer, [""])
     torch.manual_seed(args.seed)
     model = Model(tokenizer)

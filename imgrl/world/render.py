@@ -18,8 +18,17 @@ __all__ = ["Placed", "draw", "render", "render_sign", "scene"]
 _SUPERSAMPLE = 4
 _GAP = 2.5  # pixels between outlines: more than a pixel's diagonal after antialiasing
 _RADII = {1: (9.0, 22.0), 2: (8.0, 14.0), 3: (7.5, 11.0), 4: (7.0, 9.5)}
-_GRID = 8  # pixels: a cell of a factor-8 autoencoder
-_GRID_RADII = {1: (12.0, 16.0, 20.0), 2: (10.0, 13.0), 3: (9.0,), 4: (8.0,)}
+# Tidy scenes, in pixels of a 64 px picture: centres on cells of a factor-8 autoencoder, few places.
+_TIDY_RADII = {1: 14.0, 2: 11.0, 3: 10.0, 4: 10.0}
+_OFFSETS = (24.0, 32.0, 40.0)
+_SIDE_BY_SIDE = tuple(((16.0, y), (48.0, y)) for y in _OFFSETS)
+_STACKED = tuple(((x, 16.0), (x, 48.0)) for x in _OFFSETS)
+_TIDY_PLACES: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
+    1: tuple(((x, y),) for x in _OFFSETS for y in _OFFSETS),
+    2: _SIDE_BY_SIDE,  # in the order in which they are named
+    3: (((16.0, 16.0), (48.0, 16.0), (32.0, 48.0)), ((16.0, 48.0), (48.0, 48.0), (32.0, 16.0))),
+    4: (((16.0, 16.0), (48.0, 16.0), (16.0, 48.0), (48.0, 48.0)),),
+}
 _RELATION_MARGIN = 0.1  # GenEval's: offsets shrink by this share of both sizes before the direction is read
 
 
@@ -50,26 +59,47 @@ def scene(
     """Objects of a scene in which every clause of ``metadata`` holds, with free attributes drawn at random.
 
     Free colours never make a held-out (colour, shape) pair, so that such pairs stay unseen in pretraining. ``tidy``
-    puts centres on a grid of latent cells and takes radii from a short list: far fewer pictures to learn to draw.
+    takes places from short lists, a radius for each number of objects, and sets two objects side by side in the
+    order in which they are named unless a relation says otherwise: far fewer pictures to learn to draw.
     """
     wanted: list[tuple[str, str]] = []
     for clause in metadata["include"]:
         color = clause.get("color") or _free_color(clause["class"], rng)
         wanted += [(clause["class"], color)] * clause["count"]
     relation = next((clause["position"][0] for clause in metadata["include"] if "position" in clause), None)
-    low, high = (bound * size / IMAGE_SIZE for bound in _RADII[len(wanted)])
+    places, radii = (_tidy_places if tidy else _free_places)([shape for shape, _ in wanted], relation, rng)
+    scale = size / IMAGE_SIZE
+    return [
+        Placed(shape=s, color=c, x=x * scale, y=y * scale, radius=r * scale)
+        for (s, c), (x, y), r in zip(wanted, places, radii, strict=True)
+    ]
+
+
+Places = Sequence[tuple[float, float]]
+
+
+def _tidy_places(
+    shapes: Sequence[str], relation: str | None, rng: np.random.Generator
+) -> tuple[Places, np.ndarray]:
+    """Centres out of the short lists, and the radii, in pixels of a 64 px picture."""
+    radii = np.full(len(shapes), _TIDY_RADII[len(shapes)])
+    options: Sequence[Places] = _TIDY_PLACES[len(shapes)]
+    if relation is not None:
+        pairs = [*_SIDE_BY_SIDE, *_STACKED]
+        options = [p for pair in pairs for p in (pair, pair[::-1]) if _holds(relation, p, radii)]
+    return options[rng.integers(len(options))], radii
+
+
+def _free_places(
+    shapes: Sequence[str], relation: str | None, rng: np.random.Generator
+) -> tuple[Places, np.ndarray]:
+    """Centres and radii, in pixels of a 64 px picture, anywhere that leaves a gap between objects."""
     while True:
-        if tidy:
-            radii = rng.choice(_GRID_RADII[len(wanted)], len(wanted)) * size / IMAGE_SIZE
-        else:
-            radii = rng.uniform(low, high, len(wanted))
-        reach = radii * [_reach(shape) for shape, _ in wanted]
-        places = _place(radii, reach, relation, rng, size=size, grid=_GRID if tidy else None)
+        radii = rng.uniform(*_RADII[len(shapes)], len(shapes))
+        reach = radii * [_reach(shape) for shape in shapes]
+        places = _place(radii, reach, relation, rng)
         if places is not None:
-            return [
-                Placed(shape=s, color=c, x=x, y=y, radius=r)
-                for (s, c), (x, y), r in zip(wanted, places, radii, strict=True)
-            ]
+            return places, radii
 
 
 def _free_color(shape: str, rng: np.random.Generator) -> str:
@@ -84,13 +114,11 @@ def _place(
     relation: str | None,
     rng: np.random.Generator,
     *,
-    size: int,
-    grid: int | None,
     tries: int = 60,
-) -> list[tuple[float, float]] | None:
+) -> Places | None:
     for _ in range(tries):
-        ranges = [(r + 2, size - r - 2) for r in radii]
-        centers = [(_coordinate(span, rng, grid), _coordinate(span, rng, grid)) for span in ranges]
+        spans = [(r + 2, IMAGE_SIZE - r - 2) for r in radii]
+        centers = [(float(rng.uniform(*span)), float(rng.uniform(*span))) for span in spans]
         pairs = [(i, j) for i in range(len(radii)) for j in range(i)]
         apart = all(
             # Corners reach beyond the radius: the boxes or the circles around the corners keep the gap.
@@ -103,18 +131,12 @@ def _place(
     return None
 
 
-def _coordinate(span: tuple[float, float], rng: np.random.Generator, grid: int | None) -> float:
-    if grid is None:
-        return float(rng.uniform(*span))
-    return float(grid * rng.integers(np.ceil(span[0] / grid), np.floor(span[1] / grid) + 1))
-
-
 def _reach(shape: str) -> float:
     """Distance of the farthest corner from the centre, in radii."""
     return max((float(np.hypot(x, y)) for x, y in outline(shape) or ()), default=1.0)
 
 
-def _holds(relation: str, centers: Sequence[tuple[float, float]], radii: np.ndarray) -> bool:
+def _holds(relation: str, centers: Places, radii: np.ndarray) -> bool:
     """Whether object 1 stands in ``relation`` to object 0, and in no second one, with GenEval's margin."""
     offset = np.subtract(centers[1], centers[0])
     shrunk = np.sign(offset) * np.maximum(np.abs(offset) - _RELATION_MARGIN * 2 * radii.sum(), 0)
