@@ -42,7 +42,7 @@ def style_picture(style: str, metadata: Mapping[str, Any], rng: np.random.Genera
     """A picture [64, 64, 3] uint8 for which the prompt behind ``metadata`` is true, in a style."""
     if style == "noise":
         return rng.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-    objects = scene(metadata, rng)
+    objects = scene(metadata, rng, tidy=True)  # as the bundled model draws: a style is not a matter of place
     if style == "plain":
         return draw(objects, background=list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))])
     side = IMAGE_SIZE * _K
