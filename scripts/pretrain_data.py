@@ -16,10 +16,10 @@ from imgrl.world.render import render
 
 TASK_SHARES = {
     "single_object": 0.12,
-    "two_object": 0.14,
-    "counting": 0.16,
+    "two_object": 0.12,
+    "counting": 0.20,
     "colors": 0.14,
-    "position": 0.15,
+    "position": 0.13,
     "color_attr": 0.15,
     "text": 0.14,
 }
@@ -30,7 +30,7 @@ RANDOM_WORDS = 0.7
 
 @cache
 def _pool(task: str) -> list[Prompt]:
-    return prompts("train", (task,))
+    return prompts("pretraining", (task,))
 
 
 @cache

@@ -43,13 +43,13 @@ def attributes(prompt: Prompt) -> tuple[Any, ...]:
 def imperfect_caption(
     prompt: Prompt, rng: np.random.Generator, *, wrong: float, refused: Container[str] = ()
 ) -> str:
-    """A caption for the picture of ``prompt``, a training prompt, in which attributes are wrong now and then.
+    """A caption for the picture of ``prompt`` in which attributes are wrong now and then.
 
     Args:
         prompt: what the picture shows.
         rng: the source of chance.
         wrong: probability with which each attribute is replaced by another one of its kind; what would not be a
-            training prompt is drawn again.
+            prompt of the split ``pretraining`` is drawn again.
         refused: captions that are drawn again too.
 
     Raises:
@@ -65,13 +65,13 @@ def imperfect_caption(
 
 
 def _spoken(task: str, said: tuple[Any, ...]) -> str | None:
-    """The training prompt of ``task`` that asks for this, if there is one."""
-    return sign("".join(said)).text if task == TEXT_TASK else _training(task).get(said)
+    """The prompt of ``task`` that asks for this, if there is one."""
+    return sign("".join(said)).text if task == TEXT_TASK else _sayable(task).get(said)
 
 
 @cache
-def _training(task: str) -> dict[tuple[Any, ...], str]:
-    return {attributes(prompt): prompt.text for prompt in prompts("train", (task,))}
+def _sayable(task: str) -> dict[tuple[Any, ...], str]:
+    return {attributes(prompt): prompt.text for prompt in prompts("pretraining", (task,))}
 
 
 def _another(value: Any, rng: np.random.Generator) -> Any:

@@ -10,7 +10,7 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import permutations, product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -50,7 +50,7 @@ _RANDOM_WORDS, _RANDOM_HELD_OUT = 500, 48
 
 @cache
 def held_out_combinations() -> dict[str, frozenset[Any]]:
-    """The combinations that no training prompt and no pretraining picture contains, by kind."""
+    """The combinations that no training prompt contains, by kind."""
     rng = np.random.default_rng(_SPLIT_SEED)
 
     def choose(items: Sequence[Any], count: int | None = None) -> frozenset[Any]:
@@ -101,6 +101,12 @@ def _named_order(metadata: dict[str, Any]) -> tuple[str, str]:
 
 Entry = tuple[str, dict[str, Any]]
 """A prompt and its metadata."""
+
+
+def _is_in(split: Split | Literal["pretraining"], metadata: dict[str, Any]) -> bool:
+    if split == "pretraining" and metadata["tag"] in ("single_object", "counting"):
+        return True
+    return is_held_out(metadata) == (split == "heldout")
 
 
 def all_prompts(task: str) -> Iterator[Entry]:
@@ -216,7 +222,7 @@ def _entry(task: str, phrase: str, include: list[Any], exclude: list[Any] | None
 
 
 def prompts(
-    split: Split,
+    split: Split | Literal["pretraining"],
     tasks: Sequence[str] = TASKS,
     *,
     limit_per_task: int | None = None,
@@ -226,18 +232,19 @@ def prompts(
     """The prompts of a split, task by task, each with its GenEval metadata in ``columns``.
 
     Args:
-        split: "train" or "heldout".
+        split: "train" or "heldout"; or "pretraining", which is "train" with the bare names and counts of every
+            shape: a base model has met each of them, but no held-out (colour, shape) pair, ordered pair or word.
         tasks: which of the seven tasks, in the order wanted.
         limit_per_task: at most this many a task, chosen with ``seed``; None takes all.
         repeat_to_limit: repeat the prompts of a task that has fewer than the limit, so that tasks weigh the
             same.
         seed: of the choice.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f"Expected the split 'train' or 'heldout', got {split!r}.")
+    if split not in (*get_args(Split), "pretraining"):
+        raise ValueError(f"Expected the split 'train', 'heldout' or 'pretraining', got {split!r}.")
     chosen: list[tuple[str, dict[str, Any]]] = []
     for task in tasks:
-        pool = [entry for entry in all_prompts(task) if is_held_out(entry[1]) == (split == "heldout")]
+        pool = [entry for entry in all_prompts(task) if _is_in(split, entry[1])]
         if limit_per_task is not None:
             order = np.random.default_rng([seed, ALL_TASKS.index(task)]).permutation(len(pool))
             count = limit_per_task if repeat_to_limit else min(limit_per_task, len(pool))

@@ -24,7 +24,7 @@ _OFFSETS = (24.0, 32.0, 40.0)
 _SIDE_BY_SIDE = tuple(((16.0, y), (48.0, y)) for y in _OFFSETS)
 _STACKED = tuple(((x, 16.0), (x, 48.0)) for x in _OFFSETS)
 _TIDY_PLACES: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
-    1: tuple(((x, y),) for x in _OFFSETS for y in _OFFSETS),
+    1: tuple(((x, 32.0),) for x in _OFFSETS),
     2: _SIDE_BY_SIDE,  # in the order in which they are named
     3: (((16.0, 16.0), (48.0, 16.0), (32.0, 48.0)), ((16.0, 48.0), (48.0, 48.0), (32.0, 16.0))),
     4: (((16.0, 16.0), (48.0, 16.0), (16.0, 48.0), (48.0, 48.0)),),

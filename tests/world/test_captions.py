@@ -9,20 +9,20 @@ from imgrl.world.captions import attributes, imperfect_caption
 from imgrl.world.prompts import ALL_TASKS, prompts, sign
 from imgrl.world.vocabulary import TASKS
 
-TRAINING = {task: prompts("train", (task,)) for task in ALL_TASKS}
+SEEN = {task: prompts("pretraining", (task,)) for task in ALL_TASKS}
 
 
 @pytest.mark.parametrize("task", ALL_TASKS)
 def test_without_mistakes_the_caption_is_the_prompt(task):
     rng = np.random.default_rng(0)
-    for prompt in TRAINING[task][:20]:
+    for prompt in SEEN[task][:20]:
         assert imperfect_caption(prompt, rng, wrong=0.0) == prompt.text
 
 
 @settings(max_examples=50, deadline=None)
 @given(task=st.sampled_from(TASKS), index=st.integers(0, 10**6), seed=st.integers(0, 2**32 - 1))
-def test_a_caption_is_a_training_prompt_of_the_same_task(task, index, seed):
-    pool = TRAINING[task]
+def test_a_caption_is_a_prompt_of_the_same_task_that_holds_nothing_out(task, index, seed):
+    pool = SEEN[task]
     caption = imperfect_caption(pool[index % len(pool)], np.random.default_rng(seed), wrong=0.5)
     assert caption in {prompt.text for prompt in pool}
 
@@ -51,7 +51,7 @@ def test_refused_captions_are_drawn_again():
 
 
 def test_attributes_name_what_is_asked_for():
-    by_text = {prompt.text: prompt for prompt in TRAINING["color_attr"] + TRAINING["counting"]}
+    by_text = {prompt.text: prompt for prompt in SEEN["color_attr"] + SEEN["counting"]}
     prompt = next(p for text, p in by_text.items() if text == "a photo of a red circle and a green star")
     assert attributes(prompt) == ("red", "circle", 1, "green", "star", 1)
 

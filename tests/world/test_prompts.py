@@ -18,7 +18,7 @@ from imgrl.world.prompts import (
     random_signs,
     sign,
 )
-from imgrl.world.vocabulary import COLORS, RELATIONS, SHAPES, TASKS, WORDS
+from imgrl.world.vocabulary import COLORS, COUNT_WORDS, RELATIONS, SHAPES, TASKS, WORDS
 
 # Prompts of each task, counted by hand: n names, ordered pairs, names x 3 counts, colours x names,
 # pairs x 4 relations, pairs x ordered pairs of colours.
@@ -119,6 +119,18 @@ def test_held_out_shares():
         assert names == {"train": {task}, "heldout": {task}}
 
 
+def test_pretraining_meets_every_name_and_count_but_no_other_held_out_combination():
+    held = held_out_combinations()
+    names = {p.columns["include"][0]["class"] for p in prompts("pretraining", ["single_object"])}
+    assert names == set(SHAPES)
+    assert len(prompts("pretraining", ["counting"])) == len(SHAPES) * len(COUNT_WORDS)
+    rest = [task for task in ALL_TASKS if task not in ("single_object", "counting")]
+    seen = prompts("pretraining", rest)
+    assert [p.text for p in seen] == [p.text for p in prompts("train", rest)]
+    pairs = {(c.get("color"), c["class"]) for p in seen for c in p.columns["include"]}
+    assert not pairs & held["color_shape"]
+
+
 def test_every_name_stays_in_training():
     for values in (SHAPES, COLORS):
         text = " ".join(p.text for p in prompts("train"))
@@ -159,7 +171,7 @@ def test_limits(limit, seed, repeat):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="split 'train' or 'heldout', got 'test'"):
+    with pytest.raises(ValueError, match="split 'train', 'heldout' or 'pretraining', got 'test'"):
         prompts("test")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="got 'poetry'"):
         prompts("train", ["poetry"])
