@@ -12,16 +12,15 @@ from imgrl.types import Prompt
 
 __all__ = ["WORLD_SETS", "load_prompts"]
 
-WORLD_SETS: dict[str, tuple[Literal["train", "heldout"], Literal["six", "words", "random", "few"]]] = {
+WORLD_SETS: dict[str, tuple[Literal["train", "heldout"], Literal["six", "words", "random"]]] = {
     "world:train": ("train", "six"),
     "world:heldout": ("heldout", "six"),
     "world:text-train": ("train", "words"),
     "world:text-heldout": ("heldout", "words"),
     "world:text-random": ("train", "random"),
-    "world:text-few": ("train", "few"),
     "world:text-random-heldout": ("heldout", "random"),
 }
-"""Prompts made on the spot: the split, and GenEval's six tasks, signs with words, or with random letters (few: 24)."""
+"""Prompts made on the spot: the split, and GenEval's six tasks, signs with words, or with random letters."""
 
 HELD_OUT_PER_TASK = 24
 """Prompts of each task in the held-out sets; tasks with fewer repeat theirs, so that all weigh the same."""
@@ -68,8 +67,6 @@ def _world(source: str) -> list[Prompt]:
     from imgrl.world import prompts as grammar
 
     split, kind = WORLD_SETS[source]
-    if kind == "few":
-        return grammar.few_signs()
     if kind == "random":
         return grammar.random_signs(split)
     limit = HELD_OUT_PER_TASK if split == "heldout" else None

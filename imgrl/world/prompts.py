@@ -32,7 +32,6 @@ __all__ = [
     "HELD_OUT_SHARE",
     "Split",
     "all_prompts",
-    "few_signs",
     "held_out_combinations",
     "is_held_out",
     "prompts",
@@ -166,12 +165,6 @@ def random_word(rng: np.random.Generator) -> str:
     return word
 
 
-_FEW_WORDS = tuple(
-    "48060 48816 CNF 727 LSF FKI FETZY JOATV KHU VZKA BFXLL TRNBA "
-    "URX ZFJ 507 NII IUB ZZC HPJCN 4372 TYEOD TJPC HBKT AKYNL".split()
-)  # eight images each, six steps: the recogniser's probability of the text varies by more than 0.1
-
-
 @cache
 def _random_words() -> tuple[str, ...]:
     rng, found = np.random.default_rng(_SPLIT_SEED), dict[str, None]()
@@ -188,11 +181,6 @@ def random_signs(split: Split) -> list[Prompt]:
     """
     words = _random_words()
     return _numbered(_signs(words[_RANDOM_HELD_OUT:] if split == "train" else words[:_RANDOM_HELD_OUT]))
-
-
-def few_signs() -> list[Prompt]:
-    """The 24 first training signs of random letters that the bundled model sometimes writes right, sometimes not."""
-    return _numbered(_signs(_FEW_WORDS))
 
 
 def sign(word: str) -> Prompt:

@@ -11,7 +11,6 @@ from imgrl.evaluation.geneval.judge import check_metadata
 from imgrl.world.prompts import (
     ALL_TASKS,
     all_prompts,
-    few_signs,
     held_out_combinations,
     is_held_out,
     prompts,
@@ -175,11 +174,6 @@ def test_unknown_names_are_refused():
         prompts("test")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="got 'poetry'"):
         prompts("train", ["poetry"])
-
-
-def test_the_few_signs_are_training_signs():
-    few = [prompt.text for prompt in few_signs()]
-    assert len(set(few)) == 24 and set(few) <= {prompt.text for prompt in random_signs("train")}
 
 
 def test_random_signs_are_new_strings_of_three_to_five_letters_or_digits():
