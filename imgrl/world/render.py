@@ -15,6 +15,9 @@ from imgrl.world.vocabulary import BACKGROUNDS, COLORS, IMAGE_SIZE, RING_HOLE, T
 
 __all__ = ["Placed", "draw", "render", "render_sign", "scene"]
 
+Places = Sequence[tuple[float, float]]
+"""Centres of the objects of a scene, in pixels of a 64 px picture."""
+
 _SUPERSAMPLE = 4
 _GAP = 2.5  # pixels between outlines: more than a pixel's diagonal after antialiasing
 _RADII = {1: (9.0, 22.0), 2: (8.0, 14.0), 3: (7.5, 11.0), 4: (7.0, 9.5)}
@@ -23,7 +26,7 @@ _TIDY_RADII = {1: 14.0, 2: 11.0, 3: 10.0, 4: 10.0}
 _OFFSETS = (24.0, 32.0, 40.0)
 _SIDE_BY_SIDE = tuple(((16.0, y), (48.0, y)) for y in _OFFSETS)
 _STACKED = tuple(((x, 16.0), (x, 48.0)) for x in _OFFSETS)
-_TIDY_PLACES: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
+_TIDY_PLACES: dict[int, tuple[Places, ...]] = {
     1: tuple(((x, 32.0),) for x in _OFFSETS),
     2: _SIDE_BY_SIDE,  # in the order in which they are named
     3: (((16.0, 16.0), (48.0, 16.0), (32.0, 48.0)), ((16.0, 48.0), (48.0, 48.0), (32.0, 16.0))),
@@ -75,9 +78,6 @@ def scene(
     ]
 
 
-Places = Sequence[tuple[float, float]]
-
-
 def _tidy_places(
     shapes: Sequence[str], relation: str | None, rng: np.random.Generator
 ) -> tuple[Places, np.ndarray]:
@@ -85,7 +85,7 @@ def _tidy_places(
     radii = np.full(len(shapes), _TIDY_RADII[len(shapes)])
     options: Sequence[Places] = _TIDY_PLACES[len(shapes)]
     if relation is not None:
-        pairs = [*_SIDE_BY_SIDE, *_STACKED]
+        pairs = (*_SIDE_BY_SIDE, *_STACKED)
         options = [p for pair in pairs for p in (pair, pair[::-1]) if _holds(relation, p, radii)]
     return options[rng.integers(len(options))], radii
 
