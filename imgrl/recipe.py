@@ -126,6 +126,9 @@ class Scoring:
     """The run stops when a reward fails, after its retries, on more than this share of a round's images."""
     cache: Text | None = None
     """File that keeps scores between runs, for rewards that neither learn nor compare groups; None keeps none."""
+    overlap: bool = False
+    """Score the images of one ``rollout.batch`` while the next is sampled; for rewards that leave the sampling device
+    idle, such as ones over a network."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,6 +187,7 @@ def _check_rewards(
 ) -> None:
     """Try every reward on both sets of prompts; the training set, last, fixes the columns."""
     _check_weights(rewards, recipe)
+    _check_overlap(rewards, recipe)
     height, width = size
     if column_names(heldout) != column_names(prompts):
         try:
@@ -208,6 +209,17 @@ def _check_weights(rewards: RewardSet, recipe: Recipe) -> None:
         raise ConfigError(
             f"{_leash(recipe)}, but the weights add up to {total:g}: lower them to a sum of 1, or choose "
             "adaptive: advantage or none."
+        )
+
+
+def _check_overlap(rewards: RewardSet, recipe: Recipe) -> None:
+    """A reward that compares a group needs all of it in one part of the round."""
+    step, size = recipe.rollout.batch, recipe.batch.group_size
+    compares = next((name for name, reward in rewards.rewards.items() if reward.groupwise), None)
+    if recipe.scoring.overlap and compares and step is not None and step % size:
+        raise ConfigError(
+            f"reward {compares!r} compares the images of a group, but scoring.overlap has rollout.batch ({step}) of "
+            f"them scored at a time: make it a multiple of batch.group_size ({size}), or leave scoring.overlap out."
         )
 
 

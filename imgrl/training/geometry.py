@@ -92,6 +92,11 @@ def _check_rollout(recipe: Recipe, processes: int) -> None:
             f"rollout.batch is {recipe.rollout.batch}, but a process samples only {share} images a round; "
             f"give at most {share}, or leave it out"
         )
+    if recipe.scoring.overlap and (recipe.rollout.batch or share) >= share:
+        raise ConfigError(
+            f"scoring.overlap scores one rollout.batch while the next is sampled, but a process samples its {share} "
+            f"images of a round at once: give a rollout.batch below {share}, or leave scoring.overlap out"
+        )
 
 
 def _check_settings(recipe: Recipe, processes: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from imgrl.recipe import Recipe
 from imgrl.training.distributed import World
 from imgrl.training.groups import Advantages, group_advantages
 from imgrl.training.phases import Phases
+from imgrl.training.scoring import Judge
 from imgrl.training.seeds import IMAGE, WINDOW, derive, generator
 from imgrl.types import Prompt, Samples, Scores
 
@@ -59,14 +60,34 @@ def collect(
     rows, size = local_rows(recipe, world), recipe.batch.group_size
     chosen = tuple(prompts[int(row) // size] for row in rows)
     seeds = tuple(derive(recipe.run.seed, IMAGE, round, int(row)) for row in rows)
-    start = _window(recipe, round)
-    latents, images, path = _images(policy, chosen, seeds, recipe, phases, start)
     group = round * recipe.batch.groups + rows // size
-    samples = Samples(prompts=chosen, group=group, seeds=seeds, latents=latents, images=images)
-    with phases("reward"):
-        scores = rewards.score(images, chosen, group=group, group_size=size, share=True, training=True)
-        rewards.check_failures(world.add_counts(scores.failures), recipe.batch.groups * size)
-    return Rollout(samples=samples, scores=scores, rows=rows, path=path)
+
+    def score(images: Tensor, prompts: Sequence[Prompt], group: Tensor) -> Scores:
+        return rewards.score(images, prompts, group=group, group_size=size, share=True, training=True)
+
+    latents, images, paths = [], [], []
+    with Judge(score, beside=recipe.scoring.overlap) as judge:
+        for part in _parts(recipe, len(chosen)):
+            with phases("rollout"):
+                made, path = _sampled(policy, chosen[part], seeds[part], recipe, _window(recipe, round))
+            with phases("decode"):
+                images.append(policy.decode(made).cpu())  # latents stay on the device, images leave it
+            judge.take(images[-1], chosen[part], group[part])
+            latents.append(made)
+            paths += [] if path is None else [path]
+        with phases("reward"):
+            scores = judge.scores()
+            rewards.check_failures(world.add_counts(scores.failures), recipe.batch.groups * size)
+    samples = Samples(
+        prompts=chosen, group=group, seeds=seeds, latents=torch.cat(latents), images=torch.cat(images)
+    )
+    return Rollout(samples=samples, scores=scores, rows=rows, path=joined(paths) if paths else None)
+
+
+def _parts(recipe: Recipe, count: int) -> Iterator[slice]:
+    """Which of a process's images each forward batch makes."""
+    step = recipe.rollout.batch or count
+    return (slice(first, first + step) for first in range(0, count, step))
 
 
 def _window(recipe: Recipe, round: int) -> int:
@@ -75,29 +96,6 @@ def _window(recipe: Recipe, round: int) -> int:
     if sampler is None:
         return 0
     return sampler.start(recipe.rollout.steps, generator(recipe.run.seed, WINDOW, round))
-
-
-def _images(
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    seeds: Sequence[int],
-    recipe: Recipe,
-    phases: Phases,
-    start: int,
-) -> tuple[Tensor, Tensor, Path | None]:
-    """Latents, which stay on the device, images, which leave it, and the random steps, if there are any."""
-    rollout = recipe.rollout
-    step = rollout.batch or len(prompts)
-    latents, images, paths = [], [], []
-    for first in range(0, len(prompts), step):
-        part = slice(first, first + step)
-        with phases("rollout"):
-            made, path = _sampled(policy, prompts[part], seeds[part], recipe, start)
-        with phases("decode"):
-            images.append(policy.decode(made).cpu())
-        latents.append(made)
-        paths += [] if path is None else [path]
-    return torch.cat(latents), torch.cat(images), joined(paths) if paths else None
 
 
 def _sampled(
