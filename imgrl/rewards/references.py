@@ -180,7 +180,10 @@ def _rendered(source: str, height: int, width: int) -> References:
         raise DataError(
             f"Rendered references are world:STYLE or world:STYLE:COUNT with one of {', '.join(STYLES)}, got {source!r}."
         )
-    made = style_set(style, count)
+    try:
+        made = style_set(style, count)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
     return References(
         images=torch.stack([fit(Image.fromarray(pixels), height, width) for _, pixels in made]),
         files=tuple(f"{source}/{number}" for number in range(count)),

@@ -19,23 +19,36 @@ STYLES = ("plain", "outlined", "pastel", "hatched", "noise")
 """``plain`` is the world itself and ``noise`` no picture at all, as a control."""
 
 _K = 4  # supersampling
+_TRIES = 1000  # for a picture that is not there yet
 _DARK, _CREAM, _PAPER = (24, 26, 40), (250, 244, 228), (252, 252, 250)
 _STROKE, _PITCH = 2.6, 4.6  # pixels of a 64 px picture: width of an outline, distance of hatching lines
 
 
 def style_set(style: str, count: int, *, seed: int = 0) -> list[tuple[Prompt, np.ndarray]]:
-    """``count`` pictures [64, 64, 3] uint8 of training prompts, all tasks alike, in a style.
+    """``count`` pictures [64, 64, 3] uint8 of training prompts, no two alike, all tasks alike, in a style.
 
     Raises:
-        ValueError: for an unknown style.
+        ValueError: for an unknown style, or if there are not so many pictures.
     """
     if style not in STYLES:
         raise ValueError(f"Unknown style {style!r} of the embedded world; there are: {', '.join(STYLES)}.")
     rng = np.random.default_rng([seed, STYLES.index(style)])
     by_task = [[p for p in prompts("train") if p.columns["tag"] == task] for task in TASKS]
-    chosen = [by_task[i % len(TASKS)] for i in range(count)]
-    drawn = [own[rng.integers(len(own))] for own in chosen]
-    return [(prompt, style_picture(style, prompt.columns, rng)) for prompt in drawn]
+    found: dict[bytes, tuple[Prompt, np.ndarray]] = {}
+    for i in range(count):
+        own = by_task[i % len(TASKS)]
+        for _ in range(_TRIES):
+            prompt = own[rng.integers(len(own))]
+            picture = style_picture(style, prompt.columns, rng)
+            if picture.tobytes() not in found:
+                break
+        else:
+            raise ValueError(
+                f"The embedded world runs out of different pictures of the style {style!r} after {len(found)}, but "
+                f"{count} are wanted; ask for fewer."
+            )
+        found[picture.tobytes()] = (prompt, picture)
+    return list(found.values())
 
 
 def style_picture(style: str, metadata: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from imgrl.errors import DataError
+from imgrl.rewards.references import load_references
 from imgrl.world.detector import detect
 from imgrl.world.prompts import is_held_out
 from imgrl.world.styles import STYLES, style_picture, style_set
@@ -55,6 +57,19 @@ def test_the_colour_of_an_outline_is_that_of_the_prompt():
 def test_plain_pictures_are_what_the_prompt_says():
     found = detect(picture("plain").astype(np.uint8))
     assert [(item.shape, item.color) for item in found] == [("circle", "red")]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_no_two_pictures_of_a_set_are_alike(style):
+    made = style_set(style, 100)  # `imgrl style` takes as many and refuses the same picture twice
+    assert len({pixels.tobytes() for _, pixels in made}) == len(made) == 100
+
+
+def test_more_pictures_than_there_are_are_refused():
+    with pytest.raises(ValueError, match=r"runs out of different pictures of the style 'pastel' after \d+"):
+        style_set("pastel", 1000)
+    with pytest.raises(DataError, match="world:pastel:1000: The embedded world runs out"):
+        load_references("world:pastel:1000", height=64, width=64)
 
 
 def test_unknown_styles_are_refused():
