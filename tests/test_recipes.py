@@ -38,6 +38,13 @@ def test_recipe_loads_for_the_processes_it_was_written_for(name):
     assert recipe.objective.name == OBJECTIVES.get(name.split("/")[1].split("-")[0], name)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "grpo" in name and not name.startswith("tiny-")])
+def test_a_rollout_of_random_steps_has_batches_of_the_updates_size(name):
+    """Kernels depend on the batch size; in half precision that alone moves ratios by more than such clips."""
+    recipe = resolve(name, processes=8)
+    assert recipe.rollout.batch == recipe.batch.micro_groups * recipe.batch.group_size // 8
+
+
 @pytest.mark.parametrize("name", TEXT_NAMES)
 def test_a_language_recipe_loads_as_the_objective_it_is_named_after(name):
     assert resolve_text(name).objective.name == name.split("/")[1].replace("-", "_")

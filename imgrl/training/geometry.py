@@ -116,9 +116,25 @@ def _check_settings(recipe: Recipe, processes: int) -> None:
             f"imitation.batch ({recipe.imitation.batch} pictures) cannot be shared equally by {processes} processes; "
             f"make it a multiple of {processes}"
         )
+    _check_guided_anchor(recipe)
     weights = [spec.weight if isinstance(spec, RewardSpec) else spec for spec in recipe.rewards.values()]
     if not any(weights):
         raise ConfigError("every reward has weight 0, so nothing would be learned; give one of them a weight")
+
+
+def _check_guided_anchor(recipe: Recipe) -> None:
+    """Under guidance the policy that takes a random step is the guided one, and so must its anchor be."""
+    anchor, guidance = recipe.objective.anchor, recipe.rollout.guidance
+    if (
+        recipe.objective.sampler is not None
+        and anchor.active
+        and guidance > 1
+        and anchor.guidance != guidance
+    ):
+        raise ConfigError(
+            f"rollout.guidance is {guidance:g} and objective.anchor.guidance {anchor.guidance:g}, so the policy would "
+            "be pulled away from the model it starts as: make them equal, or give the anchor weight 0"
+        )
 
 
 def _divisors(number: int) -> str:

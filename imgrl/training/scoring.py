@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from torch import Tensor
 from imgrl.types import Prompt, Scores
 
 __all__ = ["Judge"]
+
+Part = tuple[Tensor, Sequence[Prompt], Tensor]
+"""Images, their prompts and their groups."""
 
 
 class Judge:
@@ -26,9 +31,14 @@ class Judge:
         self, score: Callable[[Tensor, Sequence[Prompt], Tensor], Scores], *, beside: bool = False
     ) -> None:
         self._score = score
-        self._parts: list[tuple[Tensor, Sequence[Prompt], Tensor]] = []
+        self._parts: list[Part] = []
         self._coming: list[Future[Scores]] = []
-        self._worker = ThreadPoolExecutor(1, "imgrl-judge", initializer=_same_device()) if beside else None
+        self._asked: queue.SimpleQueue[tuple[Part, Future[Scores]] | None] | None = None
+        if beside:
+            self._asked = queue.SimpleQueue()
+            device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+            # Not an executor, for whose threads Python waits at its exit: a reward may hang.
+            threading.Thread(target=self._work, args=(self._asked, device), daemon=True).start()
 
     def __enter__(self) -> Judge:
         """The judge itself."""
@@ -36,15 +46,18 @@ class Judge:
 
     def __exit__(self, *error: object) -> None:
         """Ask about no further part; one that is being scored is left behind."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=False, cancel_futures=True)
+        for coming in self._coming:
+            coming.cancel()
+        if self._asked is not None:
+            self._asked.put(None)
 
     def take(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor) -> None:
         """Hand over images [n, 3, H, W], a prompt and a group number each."""
-        if self._worker is None:
+        if self._asked is None:
             self._parts.append((images, prompts, group))
-        else:
-            self._coming.append(self._worker.submit(self._score, images, prompts, group))
+            return
+        self._coming.append(Future())
+        self._asked.put(((images, prompts, group), self._coming[-1]))
 
     def scores(self) -> Scores:
         """Scores of all images, in the order in which they were handed over.
@@ -52,10 +65,23 @@ class Judge:
         Raises:
             RewardError: whatever scoring raised, for the first part that did.
         """
-        if self._worker is not None:
+        if self._asked is not None:
             return _joined([coming.result() for coming in self._coming])
         images, prompts, group = zip(*self._parts, strict=True)
         return self._score(torch.cat(images), [p for part in prompts for p in part], torch.cat(group))
+
+    def _work(self, asked: queue.SimpleQueue[tuple[Part, Future[Scores]] | None], device: int | None) -> None:
+        """Score what is asked for until nothing more is, in a thread, which does not inherit the GPU."""
+        if device is not None:
+            torch.cuda.set_device(device)
+        while (job := asked.get()) is not None:
+            part, coming = job
+            if not coming.set_running_or_notify_cancel():
+                continue
+            try:
+                coming.set_result(self._score(*part))
+            except BaseException as error:  # a thread cannot raise into its caller
+                coming.set_exception(error)
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
@@ -66,9 +92,3 @@ def _joined(parts: Sequence[Scores]) -> Scores:
         mask=torch.cat([part.mask for part in parts]),
         failures={name: sum(part.failures[name] for part in parts) for name in parts[0].failures},
     )
-
-
-def _same_device() -> Callable[[], None]:
-    """Lets a thread begin with the GPU of the one that starts it; threads do not inherit it."""
-    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-    return lambda: None if device is None else torch.cuda.set_device(device)

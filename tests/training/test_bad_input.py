@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from small_runs import Batch, Data, Rollout, brightness, train
+from small_runs import Batch, Data, Rollout, VelocityAnchor, brightness, train
 from typer.testing import CliRunner
 
 from imgrl.cli.main import app
@@ -75,6 +75,14 @@ EARLY = {
         {"rollout": Rollout(steps=3, solver="dpm2"), "objective": GRPO()},
         ConfigError,
         "rollout.solver is 'dpm2', but grpo takes random steps, which go with 'euler' only",
+    ),
+    "anchor of another guidance": (
+        {
+            "rollout": Rollout(steps=3, guidance=2.0),
+            "objective": GRPO(anchor=VelocityAnchor(weight=0.1, guidance=1.0)),
+        },
+        ConfigError,
+        "rollout.guidance is 2 and objective.anchor.guidance 1, .*make them equal",
     ),
     "window": (
         {"objective": GRPO(sampler=StochasticSampler(window=3, reach=1.0))},

@@ -1,5 +1,7 @@
 """Scoring one part of a round while the next is sampled: the same scores, sooner."""
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -23,6 +25,18 @@ def brighter_than_its_group(images, prompts):
 brighter_than_its_group.groupwise = True
 
 
+class Counted:
+    """A reward that notes how many images each call has."""
+
+    def __init__(self, reward, calls):
+        self.reward, self.calls = reward, calls
+        self.groupwise = getattr(reward, "groupwise", False)
+
+    def __call__(self, images, prompts):
+        self.calls.append(len(images))
+        return self.reward(images, prompts)
+
+
 @pytest.mark.parametrize("reward", [brightness, sometimes, brighter_than_its_group])
 def test_training_is_the_same_bit_for_bit(recipe, reward, tmp_path):
     made = recipe(rewards={"mine": RewardSpec(use=reward, retries=0)}, rollout_batch=2)
@@ -31,8 +45,13 @@ def test_training_is_the_same_bit_for_bit(recipe, reward, tmp_path):
         run=replace(made.run, dir=str(tmp_path / "beside")),
         scoring=replace(made.scoring, overlap=True),
     )
-    for each in (made, beside):
-        Trainer(each).train()
+    calls: list[list[int]] = [[], []]
+    for number, each in enumerate((made, beside)):
+        counted = Counted(reward, calls[number])
+        Trainer(replace(each, rewards={"mine": RewardSpec(use=counted, retries=0)})).train()
+    if reward is not brighter_than_its_group:
+        assert [n for n in calls[0] if n != 2] == [6, 6]  # two rounds; twos are the check and held-out images
+        assert calls[1] == [2] * (len(calls[0]) - 2 + 6)
     assert_same_bits(last_tensors(made.run.dir), last_tensors(beside.run.dir))
     assert rows_of(made.run.dir) == rows_of(beside.run.dir)
 
@@ -120,6 +139,21 @@ def test_an_error_while_scoring_is_raised_when_scores_are_wanted():
         judge.take(*images_of(0.25))
         judge.take(*images_of(0.5))
         judge.scores()
+
+
+HANGS = """
+import threading, torch
+from imgrl.training.scoring import Judge
+
+with Judge(lambda *part: threading.Event().wait(), beside=True) as judge:
+    judge.take(torch.zeros(1, 3, 4, 4), [], torch.zeros(1))
+    raise MemoryError("no room")
+"""
+
+
+def test_a_reward_that_hangs_does_not_keep_the_process():
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "MemoryError: no room" in done.stderr
 
 
 def test_an_error_while_sampling_does_not_wait_for_a_reward_that_hangs():

@@ -63,7 +63,8 @@ class DGPO:
     The lagging copy is reference and sampler at once.
 
     Example:
-        ``DGPO(beta=100.0, old=Constant(value=1.0))`` keeps the first weights as the reference.
+        ``DGPO(beta=100.0, old=Constant(value=1.0), sampling=Constant())`` keeps the first weights as the reference and
+        samples from the newest; ``ratio_clip`` then counts from the reference as well, not from the sampler.
     """
 
     name: ClassVar[str] = "dgpo"
