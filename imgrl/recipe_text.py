@@ -153,7 +153,9 @@ class TextRecipe:
     rewards: Annotated[Mapping[Text, float | Text | RewardSpec], MinLen(1)] = field(
         default_factory=lambda: {"arithmetic": 1.0}
     )
-    """Rewards of online objectives; supervised ones do not look at them."""
+    """Rewards of online objectives; supervised ones do not look at them. One that says None of all completions of a
+    prompt does not apply to it, and the others decide; a completion that one fails on, or passes over alone, is left
+    out."""
     failure_budget: Annotated[float, Ge(0), Le(1)] = 0.25
     """The run stops when a reward fails, after its retries, on more than this share of a step's completions."""
     generation: Generation = Generation()

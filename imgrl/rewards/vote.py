@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import Any
 
 from imgrl.objectives.text.votes import Ties, vote_rewards
 from imgrl.rewards.verifiers import Exact, Regex
@@ -13,10 +11,10 @@ __all__ = ["Vote"]
 
 
 class Vote:
-    """1 for completions whose answer is the most frequent one of their prompt, 0 for others.
+    """1 for completions whose answer is the most frequent one of their group, 0 for others.
 
-    Neighbouring completions of one prompt form its group, which must be whole in a call. Where nothing is decided (no
-    answer parsed, or a tie without winner) the group gets None.
+    A call is one group: all completions of one prompt. Where nothing is decided (no answer parsed, or a tie without
+    winner) the group gets None.
 
     Args:
         pattern: a regular expression whose one group is the answer; None takes what follows the last ``marker``.
@@ -42,10 +40,8 @@ class Vote:
         self.leave_one_out = leave_one_out
 
     def __call__(self, completions: Sequence[str], prompts: Sequence[str]) -> list[float | None]:
-        """Rewards of the completions."""
-        scores: list[float | None] = []
-        pairs: Any = zip(prompts, completions, strict=True)
-        for _, members in groupby(pairs, key=lambda pair: pair[0]):
-            answers = [self.reader.find(text) for _, text in members]
-            scores += vote_rewards(answers, ties=self.ties, leave_one_out=self.leave_one_out)
-        return scores
+        """Rewards of a group's completions."""
+        if (count := len(set(prompts))) > 1:
+            raise ValueError(f"A vote is among completions of one prompt, got {count} prompts in one call.")
+        answers = [self.reader.find(text) for text in completions]
+        return vote_rewards(answers, ties=self.ties, leave_one_out=self.leave_one_out)

@@ -12,13 +12,13 @@ def rewards(completions, prompts, **args):
     return [None if x != x else x for x in reward(completions, rows, ()).tolist()]
 
 
-def test_neighbours_with_one_prompt_vote_together():
-    texts = ["answer 4", "so answer 4.", "answer 5", "answer 5", "answer 6", "answer 5"]
-    assert rewards(texts, ["p"] * 3 + ["q"] * 3) == [1, 1, 0, 1, 0, 1]
+def test_a_call_is_a_group_that_votes_together():
+    assert rewards(["answer 4", "so answer 4.", "answer 5"], ["p"] * 3) == [1, 1, 0]
 
 
 def test_a_tie_and_a_group_without_answers_are_undecided():
-    assert rewards(["answer 1", "answer 2", "none", "dunno"], ["p"] * 2 + ["q"] * 2) == [None] * 4
+    assert rewards(["answer 1", "answer 2"], ["p"] * 2) == [None] * 2
+    assert rewards(["none", "dunno"], ["q"] * 2) == [None] * 2
     assert rewards(["answer 1", "answer 2"], ["p"] * 2, ties="first") == [1, 0]
 
 
@@ -32,6 +32,11 @@ def test_a_completion_alone_cannot_vote():
     reward = Reward("vote", make("vote"), patience=Patience(retries=0))
     answer = reward(["answer 1"], [Prompt(id=0, text="p", columns={})], ())
     assert isinstance(answer, Failure) and "at least 2 responses" in str(answer)
+
+
+def test_completions_of_two_prompts_do_not_vote_together():
+    with pytest.raises(ValueError, match="got 2 prompts in one call"):
+        make("vote")(["answer 1", "answer 1"], ["p", "q"])
 
 
 def test_unknown_ties_are_refused():

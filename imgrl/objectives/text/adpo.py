@@ -1,11 +1,13 @@
 """ADPO, Anchored Direct Preference Optimization (arXiv 2510.18913).
 
 The loss belongs to a whole prompt, so groups must be whole and of one size in every batch. Each row carries its group's
-loss: with equal groups, the mean over sequences is the mean over prompts.
+loss: with equal groups, the mean over sequences is the mean over prompts. A sample that could not be scored is no
+candidate of its prompt.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -18,8 +20,18 @@ from imgrl.anchor.centering import Gather
 from imgrl.objectives.text import adpo_losses as losses
 from imgrl.objectives.text.adpo_targets import boltzmann, zscore
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, require
+from imgrl.objectives.text.clipped import check_passes
 from imgrl.objectives.text.kde import kde_scores
-from imgrl.objectives.text.lists import Norm, list_metrics, list_rewards, list_rows, sequence_scores, spread
+from imgrl.objectives.text.lists import (
+    Norm,
+    list_metrics,
+    list_rewards,
+    list_rows,
+    scored_lists,
+    sequence_scores,
+    spread,
+    win_probability,
+)
 from imgrl.objectives.text.plackett_luce import plackett_luce_loss
 
 __all__ = ["ADPO"]
@@ -42,7 +54,7 @@ class ADPO:
     paper: ClassVar[str] = "arXiv 2510.18913"
     kind: ClassVar[Literal["online"]] = "online"
     anchored: ClassVar[tuple[str, str, str]] = (
-        "old policy, frozen or moving copy",
+        "old (each rollout), or frozen base",
         "log-ratio, softmax over the group",
         "logits of the cross-entropy",
     )
@@ -52,8 +64,8 @@ class ADPO:
     """Softmax of standardised rewards, of raw ones, or of smoothed ranks for heavy tails (``kde``, a reconstruction);
     ``order`` is Plackett-Luce on the order of rewards, the default of the author's later code."""
     anchor: AnchorKind = "old"
-    """The policy that sampled (moves with every rollout, costs nothing), the trainer's copy (frozen or averaged; the
-    choice for distillation), or none."""
+    """The policy that sampled (moves with every rollout, costs nothing), the frozen base (the choice for
+    distillation), or none."""
     temperature: float = 0.8
     """Of the anchored softmax: 1 / beta of DPO. Larger lets the policy end further from the anchor. A value belongs to
     one ``score_norm``: means over tokens are smaller by the length (the author's code: 0.5)."""
@@ -73,6 +85,9 @@ class ADPO:
     """``order`` only: smoothing of each place (the author's later code: 0.1)."""
     poly: float = 0.0
     """``order`` only: weight of the added ``1 - p`` of each place (the author's later code: 1)."""
+    passes: int = 1
+    """Updates on each batch of completions; anchored to the policy that sampled, only from the second one on does the
+    policy differ from its anchor."""
 
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
@@ -93,6 +108,7 @@ class ADPO:
             raise ValueError(
                 f"Expected vocabulary for damping={self.damping!r}, got None; pass the tokenizer's size."
             )
+        check_passes(self.passes)
         if self.group_size is not None and self.group_size < 2:
             raise ValueError(f"Expected group_size >= 2, or None for any, got {self.group_size}.")
         self._order_loss(torch.zeros(1, 2), torch.zeros(1, 2))
@@ -103,25 +119,36 @@ class ADPO:
         return frozenset() if self.anchor == "uniform" else frozenset({self.anchor})
 
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
-        """Each row carries its group's cross-entropy (or Plackett-Luce likelihood)."""
+        """Each row carries its prompt's cross-entropy (or Plackett-Luce likelihood) over the samples with a reward.
+
+        A NaN reward is none. A prompt with fewer than two teaches nothing: its rows carry 0, and what is logged of
+        lists leaves it out.
+        """
         del gather
         rows = list_rows(batch, size=self.group_size)
-        reward = list_rewards(batch, rows, name=self.name)
+        reward = list_rewards(batch, rows, name=self.name, unscored=True)
         live = sequence_scores(batch.log_prob, batch.mask, norm=self.score_norm)
         anchor = None
         if self.anchor != "uniform":
             field = require(batch, self.anchor, self.name).detach()
             anchor = sequence_scores(field, batch.mask, norm=self.score_norm, name=self.anchor)
-        temperature = self._temperatures(batch, rows, reward)
-        u = losses.anchored_scores(
-            live[rows], None if anchor is None else anchor[rows], temperature=temperature
-        )
+        loss = 0.0 * live[rows].sum(-1)  # a graph also where nothing was scored
+        win, temperature = torch.full_like(loss.detach(), math.nan), torch.full_like(loss.detach(), math.nan)
+        for which, own, scores in scored_lists(rows, reward):
+            temperature[which] = self._temperatures(batch, own, scores).to(loss.dtype)
+            u = losses.anchored_scores(
+                live[own], None if anchor is None else anchor[own], temperature=temperature[which]
+            )
+            loss[which] = self._list_loss(u, scores).to(loss.dtype)
+            win[which] = win_probability(u, scores.argmax(-1)).to(loss.dtype)
+        said = {"win_probability": spread(win, rows), "temperature": spread(temperature, rows)}
+        metrics = {name: value[~value.isnan()] for name, value in said.items()}
+        return TextLoss(spread(loss, rows), {**metrics, **list_metrics(batch, anchor, norm=self.score_norm)})
+
+    def _list_loss(self, u: Float[Tensor, " b k"], reward: Float[Tensor, " b k"]) -> Float[Tensor, " b"]:
         if self.target == "order":
-            loss = self._order_loss(u, reward)
-        else:
-            loss = losses.adpo_loss(u, None, self._target(reward), temperature=1.0)
-        metrics = list_metrics(batch, rows, u, reward.argmax(-1), anchor, norm=self.score_norm)
-        return TextLoss(spread(loss, rows), {**metrics, "temperature": spread(temperature, rows)})
+            return self._order_loss(u, reward)
+        return losses.adpo_loss(u, None, self._target(reward), temperature=1.0)
 
     def _target(self, reward: Float[Tensor, " b k"]) -> Float[Tensor, " b k"]:
         if self.target == "zscore":

@@ -25,6 +25,7 @@ __all__ = [
     "TextBatch",
     "TextLoss",
     "TextObjective",
+    "finite",
     "kept",
     "needs_at",
     "passes_of",
@@ -79,7 +80,7 @@ class TextBatch:
     advantage: Float[Tensor, " n"] | None = None
     """Reward relative to its group."""
     reward: Float[Tensor, " n"] | None = None
-    """Raw reward."""
+    """Raw reward, weighted sum of those that apply; NaN where a sequence could not be judged."""
     group: Int[Tensor, " n"] | None = None
     """Sequences with the same number answer one prompt."""
     tokens_per_chosen: Float[Tensor, ""] | float | None = None
@@ -125,7 +126,8 @@ class TextLoss(NamedTuple):
     """[n, t] by token (zero outside the mask), reduced as the objective's ``reduction`` says; or [n] by sequence,
     whose mean is the loss."""
     metrics: dict[str, Tensor]
-    """Name -> [n, t] or [n], detached."""
+    """Name -> [n, t], whose mean is over loss tokens, or one dimension of what the name speaks of (sequences, chosen
+    tokens), whose mean is plain; detached."""
 
 
 @runtime_checkable
@@ -173,6 +175,23 @@ def require(batch: TextBatch, field: Need, name: str) -> Tensor:
 def kept(x: Float[Tensor, " n t"], mask: Float[Tensor, " n t"]) -> Float[Tensor, " n t"]:
     """Zeros outside the mask, before anything found there (padding, NaN) can spread through values or gradients."""
     return torch.where(mask > 0, x, torch.zeros_like(x))
+
+
+def finite(batch: TextBatch, field: Need, name: str) -> Float[Tensor, " n t"]:
+    """A field in which another model has its say, 0 off the mask.
+
+    Raises:
+        ValueError: in one sentence, if it was not filled, or holds NaN or infinity where a token carries loss.
+    """
+    value = kept(require(batch, field, name), batch.mask)
+    broken = (~value.isfinite()).any(-1)
+    if bool(broken.any()):
+        rows = [row for row, bad in enumerate(broken) if bool(bad)]
+        raise ValueError(
+            f"Expected finite values in TextBatch.{field} for objective {name!r}, got NaN or infinity in rows {rows}; "
+            "check that both models share a tokenizer and run in enough precision."
+        )
+    return value
 
 
 def reduce(

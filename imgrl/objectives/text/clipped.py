@@ -10,17 +10,17 @@ from torch import Tensor
 
 from imgrl.anchor import sampled_kl
 from imgrl.objectives.surrogate import clipped_surrogate
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, finite, kept, require
 
 __all__ = [
     "Clipped",
     "KlEstimate",
     "check_clip",
     "check_kl",
+    "check_passes",
     "clip_share",
     "online",
     "policy_kl",
-    "teacher_of",
 ]
 
 KlEstimate = Literal["k1", "k2", "k3", "exact"]
@@ -49,27 +49,32 @@ def check_kl(weight: float, estimate: str, weighted: bool, reduction: str) -> No
         raise ValueError("Expected kl_weighted=False for kl='exact': there is no sampling to correct.")
 
 
+def check_passes(passes: int) -> None:
+    """Refuse a batch that is never learnt from."""
+    if passes < 1:
+        raise ValueError(f"Expected passes >= 1, got {passes}; 1 is one update a batch.")
+
+
 def policy_kl(
     batch: TextBatch,
     *,
     estimate: KlEstimate,
     name: str,
     weighted: bool = False,
-    anchor: Float[Tensor, " n t"] | None = None,
+    anchor: Literal["anchor", "teacher"] = "anchor",
 ) -> Float[Tensor, " n t"]:
     """KL(policy || anchor) by token, live, for the loss: exact over the vocabulary, or from the realised tokens.
 
-    ``anchor`` gives the realised tokens' log-probabilities under another model than the batch's anchor.
+    ``anchor`` names the field with the realised tokens' log-probabilities under the other model.
 
     ``weighted`` multiplies by the ratio to the policy that wrote the tokens. With its gradient, k1 and k3 then have the
     reverse KL's value and gradient on tokens of any policy (k3: TRL's ``use_bias_correction_kl``, DeepSeek-V3.2, arXiv
     2512.02556); k2, whose value is biased, takes the ratio as a constant.
     """
     if estimate == "exact":
-        return kept(require(batch, "reverse_kl", name), batch.mask)
+        return finite(batch, "reverse_kl", name)
     live = kept(batch.log_prob, batch.mask)
-    anchor = kept(require(batch, "anchor", name) if anchor is None else anchor, batch.mask)
-    kl = sampled_kl(live - anchor.detach(), estimator=estimate)
+    kl = sampled_kl(live - finite(batch, anchor, name).detach(), estimator=estimate)
     if weighted:
         ratio = (live - kept(require(batch, "old", name), batch.mask).detach()).exp()
         kl = kl * (ratio.detach() if estimate == "k2" else ratio)
@@ -82,18 +87,6 @@ def online(batch: TextBatch, name: str) -> tuple[Tensor, Tensor]:
     advantage = require(batch, "advantage", name).detach()
     log_ratio = kept(batch.log_prob, batch.mask) - kept(old, batch.mask).detach()
     return log_ratio, advantage[:, None].to(log_ratio.dtype).expand_as(log_ratio)
-
-
-def teacher_of(batch: TextBatch, name: str) -> Float[Tensor, " n t"]:
-    """The teacher's log-probabilities of the tokens, refused where the mask holds one that is not finite."""
-    teacher = kept(require(batch, "teacher", name), batch.mask).detach()
-    if not bool(teacher.isfinite().all()):
-        rows = [row for row, own in enumerate(teacher.isfinite()) if not bool(own.all())]
-        raise ValueError(
-            f"Expected finite teacher log-probabilities, got NaN or infinity in rows {rows}; check that "
-            "teacher and student share a tokenizer and that the teacher runs in enough precision."
-        )
-    return teacher
 
 
 def clip_share(
@@ -134,8 +127,7 @@ class Clipped:
 
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
-        if self.passes < 1:
-            raise ValueError(f"Expected passes >= 1, got {self.passes}; 1 is one update a batch.")
+        check_passes(self.passes)
         check_clip(self.clip_low, self.clip_high)
         check_kl(self.kl_weight, self.kl, self.kl_weighted, self.reduction)
 

@@ -12,7 +12,15 @@ from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.text.adpo_losses import anchored_scores, pairwise_loss
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, require
-from imgrl.objectives.text.lists import Norm, list_metrics, list_rewards, list_rows, sequence_scores, spread
+from imgrl.objectives.text.lists import (
+    Norm,
+    list_metrics,
+    list_rewards,
+    list_rows,
+    sequence_scores,
+    spread,
+    win_probability,
+)
 
 __all__ = ["DPO"]
 
@@ -71,7 +79,6 @@ class DPO:
         preference = first * (1 - self.label_smoothing) + (1 - first) * self.label_smoothing
         loss = pairwise_loss(live[rows], anchor[rows], preference, temperature=1 / self.beta)
         u = anchored_scores(live[rows], anchor[rows], temperature=1 / self.beta)
-        return TextLoss(
-            spread(loss, rows),
-            list_metrics(batch, rows, u, (first < 0.5).long(), anchor, norm=self.score_norm),
-        )
+        win = spread(win_probability(u, (first < 0.5).long()), rows)
+        metrics = list_metrics(batch, anchor, norm=self.score_norm)
+        return TextLoss(spread(loss, rows), {"win_probability": win, **metrics})

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from imgrl.anchor import identity, log_ratio
 from imgrl.anchor.centering import Gather
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, require
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, finite, kept
 from imgrl.objectives.text.phi import Divergence, phi, phi_slope
 
 __all__ = ["FSFT", "Level", "f_sft_loss", "logits_as_q_loss"]
@@ -115,10 +115,7 @@ class FSFT:
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
         """The bent log-ratio by token or sequence, and how hard it pulls."""
         del gather
-        anchor = require(batch, "anchor", self.name)
-        kept = batch.mask > 0
-        zero = torch.zeros_like(batch.log_prob)
-        log_prob, anchor = torch.where(kept, batch.log_prob, zero), torch.where(kept, anchor, zero)
+        log_prob, anchor = kept(batch.log_prob, batch.mask), finite(batch, "anchor", self.name)
         loss = f_sft_loss(
             log_prob, anchor, batch.mask, divergence=self.divergence, beta=self.beta, level=self.level
         )

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss
-from imgrl.objectives.text.clipped import Clipped, KlEstimate, online, policy_kl, teacher_of
+from imgrl.objectives.text.clipped import Clipped, KlEstimate, online, policy_kl
 
 __all__ = ["KDRL"]
 
@@ -61,12 +61,6 @@ class KDRL(Clipped):
         del gather
         log_ratio, advantage = online(batch, self.name)
         loss, metrics = self.surrogate(log_ratio, advantage, batch.mask)
-        kl = policy_kl(
-            batch,
-            estimate=self.kl,
-            name=self.name,
-            weighted=self.kl_weighted,
-            anchor=teacher_of(batch, self.name),
-        )
+        kl = policy_kl(batch, estimate=self.kl, name=self.name, weighted=self.kl_weighted, anchor="teacher")
         metrics["teacher_kl"] = kl.detach()
         return TextLoss(loss + self.kl_weight * kl, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -12,7 +13,16 @@ from imgrl.anchor import log_ratio
 from imgrl.flow.conventions import full_precision
 from imgrl.objectives.text.base import TextBatch
 
-__all__ = ["Norm", "list_metrics", "list_rewards", "list_rows", "sequence_scores", "spread"]
+__all__ = [
+    "Norm",
+    "list_metrics",
+    "list_rewards",
+    "list_rows",
+    "scored_lists",
+    "sequence_scores",
+    "spread",
+    "win_probability",
+]
 
 Norm = Literal["sum", "mean"]
 
@@ -64,12 +74,29 @@ def sequence_scores(
     return log_ratio(log_prob, uniform, mask=mask, level="sequence" if norm == "sum" else "mean")
 
 
-def list_rewards(batch: TextBatch, rows: Int[Tensor, " b k"], *, name: str) -> Float[Tensor, " b k"]:
-    """Rewards by list; ValueError if they were not filled or are not finite."""
-    if batch.reward is None or not bool(batch.reward.isfinite().all()):
-        given = "None" if batch.reward is None else "NaN or infinity"
+def list_rewards(
+    batch: TextBatch, rows: Int[Tensor, " b k"], *, name: str, unscored: bool = False
+) -> Float[Tensor, " b k"]:
+    """Rewards by list; ValueError if they were not filled or are not finite. ``unscored`` lets NaN stand for none."""
+    reward = batch.reward
+    if reward is None or not bool((reward.isfinite() | (reward.isnan() & unscored)).all()):
+        given = "None" if reward is None else "infinity" if unscored else "NaN or infinity"
         raise ValueError(f"Expected finite rewards in TextBatch.reward for objective {name!r}, got {given}.")
-    return full_precision(batch.reward).detach()[rows]
+    return full_precision(reward).detach()[rows]
+
+
+def scored_lists(
+    rows: Int[Tensor, " b k"], reward: Float[Tensor, " b k"]
+) -> Iterator[tuple[Int[Tensor, " c"], Int[Tensor, " c m"], Float[Tensor, " c m"]]]:
+    """Lists of their scored candidates only, those with ``m`` of them together, from two on: which, rows, rewards."""
+    scored = ~reward.isnan()
+    counts = scored.sum(-1)
+    for count in range(2, rows.shape[1] + 1):
+        which = torch.arange(len(rows), device=rows.device)[counts == count]
+        if not len(which):
+            continue
+        kept = scored[which]
+        yield which, rows[which][kept].view(-1, count), reward[which][kept].view(-1, count)
 
 
 def spread(values: Float[Tensor, " b"], rows: Int[Tensor, " b k"]) -> Float[Tensor, " n"]:
@@ -77,21 +104,17 @@ def spread(values: Float[Tensor, " b"], rows: Int[Tensor, " b k"]) -> Float[Tens
     return values[:, None].expand(rows.shape).flatten()[rows.flatten().argsort()]
 
 
-def list_metrics(
-    batch: TextBatch,
-    rows: Int[Tensor, " b k"],
-    u: Float[Tensor, " b k"],
-    best: Int[Tensor, " b"],
-    anchor: Float[Tensor, " n"] | None,
-    *,
-    norm: Norm,
-) -> dict[str, Tensor]:
-    """What is logged by sequence: how probable the list's best is under ``u``, log-ratio, score in both norms.
+def win_probability(u: Float[Tensor, " b k"], best: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """How probable each list's best candidate is under ``softmax(u)``, without gradient."""
+    return u.detach().softmax(-1).gather(-1, best[:, None])[:, 0]
+
+
+def list_metrics(batch: TextBatch, anchor: Float[Tensor, " n"] | None, *, norm: Norm) -> dict[str, Tensor]:
+    """What is logged by sequence: log-ratio, and score in both norms.
 
     Scores are log-probabilities, nats; the log-ratio is taken in the norm of the loss.
     """
     live = batch.log_prob.detach()
     scores = {f"score_{kind}": sequence_scores(live, batch.mask, norm=kind) for kind in get_args(Norm)}
     ratio = scores[f"score_{norm}"] if anchor is None else scores[f"score_{norm}"] - anchor.detach()
-    win = u.detach().softmax(-1).gather(-1, best[:, None])[:, 0]
-    return {"win_probability": spread(win, rows), "log_ratio": ratio, **scores}
+    return {"log_ratio": ratio, **scores}

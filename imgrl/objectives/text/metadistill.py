@@ -19,14 +19,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.anchor import Mixture, categorical_kl, identity
 from imgrl.anchor.centering import Gather
 from imgrl.flow.conventions import full_precision
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, require
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, finite
 
 __all__ = ["MetaDistill", "Operator", "meta_distill_loss", "meta_target"]
 
@@ -145,6 +144,5 @@ class MetaDistill:
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:
         """``KL(target || student)`` by token."""
         del gather
-        divergence = require(batch, "target_kl", self.name)
-        loss = torch.where(batch.mask > 0, divergence, 0.0)
+        loss = finite(batch, "target_kl", self.name)
         return TextLoss(loss, {"target_kl": loss.detach()})

@@ -5,6 +5,9 @@ the policy had at the start of the step, so the trust region stays around that p
 convex mix of those to the base and to the policy before the last update; by the identity
 ``lam KL(p || a) + (1 - lam) KL(p || b) = KL(p || g) + const``, ``g`` the geometric mixture, that is one anchor.
 Reincarnation renews the base and ends the replay; both are the trainer's to do.
+
+Two readings are ours. The paper does not say how its KLs are estimated: here they are exact. Nor does it say what a
+replayed group's advantages are: here those of the step that wrote it, which its rewards and no policy decide.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from imgrl.anchor import Piecewise, Schedule, identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, finite, kept, require
 from imgrl.objectives.text.clipped import check_clip, check_kl, clip_share, online
 
 __all__ = ["LAM", "ReMix", "draw_ages"]
@@ -136,7 +139,7 @@ class ReMix:
             ]
             for field, shown, share in shares:
                 if field in needs:
-                    kl = kept(require(batch, field, self.name), batch.mask)
+                    kl = finite(batch, field, self.name)
                     metrics[shown] = kl.detach()
                     loss = loss + self.kl_weight * share * kl
         if self.entropy_weight > 0:

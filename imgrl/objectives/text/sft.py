@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, finite, kept
 
 __all__ = ["DFT", "SFT", "Supervised", "sft_loss", "supervised"]
 
@@ -60,8 +60,7 @@ def supervised(
     log_prob = kept(batch.log_prob, batch.mask)
     kl = None
     if kl_weight > 0:
-        given = require(batch, "forward_kl" if kl_direction == "forward" else "reverse_kl", name)
-        kl = kept(given, batch.mask)
+        kl = finite(batch, "forward_kl" if kl_direction == "forward" else "reverse_kl", name)
     loss = sft_loss(log_prob, weight=weight, kl=kl, kl_weight=kl_weight)
     metrics = {"cross_entropy": -log_prob.detach(), "probability": kept(log_prob.detach().exp(), batch.mask)}
     if kl is not None:

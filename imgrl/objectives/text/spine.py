@@ -16,8 +16,8 @@ from torch import Tensor
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
 from imgrl.objectives.surrogate import clipped_surrogate
-from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, kept, require
-from imgrl.objectives.text.clipped import check_clip, check_kl, clip_share, online
+from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, finite, kept, require
+from imgrl.objectives.text.clipped import check_clip, check_kl, check_passes, clip_share, online
 from imgrl.objectives.text.forking import Limits, entropy_band, fork_mask, limits_of
 
 __all__ = ["SPINE", "TTRL"]
@@ -38,11 +38,14 @@ class TTRL:
     """Strength of the KL; 0 needs no anchor."""
     reduction: Reduction = "token"
     """How tokens are averaged."""
+    passes: int = 1
+    """Updates on each batch of completions; the clip acts from the second one on."""
 
     def __post_init__(self) -> None:
         """Refuse settings under which the loss means nothing."""
         check_clip(min(self.clip, 1.0), self.clip)
         check_kl(self.kl_weight, "exact", False, self.reduction)
+        check_passes(self.passes)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -116,7 +119,8 @@ class SPINE(TTRL):
         band = entropy_band(entropy, chosen, limits, low=self.band_low, high=self.band_high)
         return TextLoss(
             plain.loss + band,
-            plain.metrics | {"band": band.detach(), "chosen": chosen, "entropy": entropy.detach() * chosen},
+            plain.metrics
+            | {"band": band.detach(), "chosen": chosen, "entropy": entropy.detach()[chosen > 0]},
         )
 
 
@@ -129,8 +133,8 @@ def _policy(batch: TextBatch, chosen: Tensor, *, clip: float, kl_weight: float, 
         "clipped": clip_share(log_ratio, advantage, batch.mask, low=clip, high=clip),
     }
     if kl_weight > 0:
-        kl = chosen * kept(require(batch, "reverse_kl", name), batch.mask)
-        metrics["anchor_kl"] = kl.detach()
+        kl = chosen * finite(batch, "reverse_kl", name)
+        metrics["anchor_kl"] = kl.detach()[chosen > 0]  # its mean is over the chosen tokens, as the loss's is
         ratio = batch.tokens_per_chosen
         if ratio is None:
             ratio = (batch.mask > 0).sum() / chosen.sum().clamp(min=1)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from imgrl.anchor import identity
 from imgrl.anchor.centering import Gather
-from imgrl.objectives.text.base import Need, TextBatch, TextLoss, kept, require
-from imgrl.objectives.text.clipped import Clipped, online, teacher_of
+from imgrl.objectives.text.base import Need, TextBatch, TextLoss, finite, kept, require
+from imgrl.objectives.text.clipped import Clipped, online
 
 __all__ = ["TRRD", "trust_log_ratio"]
 
@@ -91,7 +91,7 @@ class TRRD(Clipped):
         log_ratio = plain
         metrics: dict[str, Tensor] = {}
         if self.alpha < 1:
-            teacher = teacher_of(batch, self.name)
+            teacher = finite(batch, "teacher", self.name).detach()
             log_prob, old = (
                 kept(batch.log_prob, batch.mask),
                 kept(require(batch, "old", self.name), batch.mask),

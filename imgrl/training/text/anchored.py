@@ -125,7 +125,7 @@ class AnchorFiles:
                 "with the recipe the run began with."
             )
         tensors = load_file(folder / _TENSORS)
-        start = {key: t.clone() for key, t in self._start().items()}
+        start = {key: t.clone() for key, t in self.start().items()}
         for name, snapshot in self.anchors.items():
             prefix = f"{name}/"
             snapshot.load_state_dict(
@@ -133,7 +133,7 @@ class AnchorFiles:
             )
         if start:
             trainer: Any = self
-            start_from(trainer.model, start, self._start())
+            start_from(trainer.model, start, self.start())
         self.take_back(facts, self._own_part(folder, facts, tensors))
 
     def stand_at(self, checkpoint: Path) -> None:
@@ -169,10 +169,11 @@ class AnchorFiles:
         """As the library saves it, but a model that is not a checkpoint is whole without PiSSA's start."""
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         trainer: Any = self
-        if self._start() and not _internal_call and trainer.args.should_save:
-            make_plain(Path(output_dir or trainer.args.output_dir), self._start())
+        if self.start() and not _internal_call and trainer.args.should_save:
+            make_plain(Path(output_dir or trainer.args.output_dir), self.start())
 
-    def _start(self) -> Mapping[str, Tensor]:
+    def start(self) -> Mapping[str, Tensor]:
+        """PiSSA's factors as they started, by parameter name; nothing for others."""
         return self.anchors["initial"].tensors if "initial" in self.anchors else {}
 
 
@@ -196,7 +197,9 @@ def refuse_outputs(return_outputs: bool) -> None:
 
 @torch.no_grad()
 def note(log: MutableMapping[str, list[float]], metrics: Mapping[str, Tensor], mask: Tensor) -> None:
-    """Append means over loss tokens, or over sequences, to TRL's log of a step."""
+    """Append means over loss tokens, or of whatever else a metric speaks of, to TRL's log of a step."""
     for name, value in metrics.items():
+        if not value.numel():  # of nothing in this micro-batch
+            continue
         mean = reduce(value, mask, how="token") if value.ndim == 2 else value.mean()
         log[f"objective/{name}"].append(float(mean))

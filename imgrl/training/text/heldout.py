@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from imgrl.data.texts import load_rows
 from imgrl.errors import ConfigError, RewardError
@@ -13,6 +15,10 @@ from imgrl.recipe_text import TextEvaluation
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Failure
 from imgrl.rewards.resolve import make
+from imgrl.training.text.heads import Rows
+from imgrl.training.text.rewarding import judge
+from imgrl.training.text.scoring import live_fields
+from imgrl.training.text.snapshots import Snapshot
 from imgrl.types import Prompt
 
 __all__ = ["HeldOut"]
@@ -31,14 +37,20 @@ class HeldOut:
         needs = {"prompt", *self.verifier.required}
         self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs)
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
+        self.base: Snapshot | None = None
+        """The model before training; with it the KL is measured."""
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, float]:
-        """``pass@1``, ``pass@k``, mean length, and Pass@1 by the column ``task`` where there is one."""
+        """``pass@1``, ``pass@k``, mean length, Pass@1 by the column ``task`` where there is one, and ``kl_to_base``.
+
+        The last is KL(model || base), exact over the vocabulary at temperature 1, nats, its mean over the tokens of
+        the completions.
+        """
         training = model.training
         model.eval()
         try:
-            completions, lengths = self._generate(model)
+            completions, lengths, kl = self._generate(model)
         finally:
             model.train(training)
         n = self.spec.samples
@@ -47,28 +59,36 @@ class HeldOut:
             for i, row in enumerate(self.rows)
             for _ in range(n)
         ]
-        scores = self.verifier(completions, prompts, self.columns)  # type: ignore[arg-type]
-        if isinstance(scores, Failure) or bool(scores.isnan().any()):
-            why = scores if isinstance(scores, Failure) else "it does not apply to some of the problems"
-            raise RewardError(
-                f"The verifier {self.spec.verifier!r} cannot judge the held-out problems: {why}."
-            )
-        right = (scores == 1).float().view(-1, n)
+        right = (self._judged(completions, prompts) == 1).float().view(-1, n)
         out = {"pass@1": float(right.mean()), "tokens": sum(lengths) / len(lengths)}
         if n > 1:
             out[f"pass@{n}"] = float(right.amax(1).mean())
+        if kl is not None:
+            out["kl_to_base"] = kl
         tasks: dict[str, list[float]] = defaultdict(list)
         for row, own in zip(self.rows, right.mean(1).tolist(), strict=True):
             if "task" in row:
                 tasks[row["task"]].append(own)
         return out | {f"pass@1/{task}": sum(own) / len(own) for task, own in tasks.items()}
 
-    def _generate(self, model: Any) -> tuple[list[str], list[int]]:
-        """Completions and their lengths in tokens, problem by problem; training's random numbers are left alone."""
+    def _judged(self, completions: list[str], prompts: list[Prompt]) -> Tensor:
+        scores: list[Tensor] = []
+        for answer in judge(self.verifier, completions, prompts, self.columns, size=self.spec.samples):
+            if isinstance(answer, Failure) or bool(answer.isnan().any()):
+                why = answer if isinstance(answer, Failure) else "it does not apply to some of the problems"
+                raise RewardError(
+                    f"The verifier {self.spec.verifier!r} cannot judge the held-out problems: {why}."
+                )
+            scores.append(answer)
+        return torch.cat(scores)
+
+    def _generate(self, model: Any) -> tuple[list[str], list[int], float | None]:
+        """Completions, their lengths in tokens and the KL; training's random numbers are left alone."""
         texts = [row["prompt"] for row in self.rows for _ in range(self.spec.samples)]
         device = next(model.parameters()).device
         completions: list[str] = []
         lengths: list[int] = []
+        kl: list[Tensor] = []
         sampling: dict[str, Any] = {"do_sample": False}
         if self.spec.temperature > 0:
             sampling = {"do_sample": True, "temperature": self.spec.temperature, "top_k": 0, "top_p": 1.0}
@@ -89,6 +109,20 @@ class HeldOut:
                     eos_token_id=self.tokenizer.eos_token_id,
                     **sampling,
                 )[:, part["input_ids"].shape[1] :]
+                if self.base is not None:
+                    kl.append(self._kl(model, part, made, self.base))
                 completions += self.tokenizer.batch_decode(made, skip_special_tokens=True)
                 lengths += (made != self.tokenizer.pad_token_id).sum(1).tolist()
-        return completions, lengths
+        return completions, lengths, float(torch.cat(kl).mean()) if kl else None
+
+    def _kl(self, model: Any, prompts: Mapping[str, Tensor], made: Tensor, base: Snapshot) -> Tensor:
+        """KL(model || base) at every token up to each completion's end, which counts, in one dimension."""
+        ends = (made == self.tokenizer.eos_token_id).long()
+        mask = ends.cumsum(1) - ends == 0
+        rows = Rows(
+            input_ids=torch.cat([prompts["input_ids"], made], 1),
+            attention_mask=torch.cat([prompts["attention_mask"], mask.long()], 1),
+            tokens=made,
+            mask=mask,
+        )
+        return live_fields(model, rows, needs=["reverse_kl"], base=base)["reverse_kl"][mask]

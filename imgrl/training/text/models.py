@@ -53,12 +53,17 @@ def load_teacher(spec: TextModel, tokenizer: Any) -> Any:
 
 def _load(place: str) -> Any:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # standard error is for sentences
     try:
         return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{place} cannot be loaded as a causal language model: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"{place} cannot be loaded as a causal language model: {_on_one_line(error)}"
+        ) from error
 
 
 def _tokenizer(place: str) -> Any:
@@ -67,4 +72,8 @@ def _tokenizer(place: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{place} has no tokenizer that can be loaded: {error}") from error
+        raise ModelError(f"{place} has no tokenizer that can be loaded: {_on_one_line(error)}") from error
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

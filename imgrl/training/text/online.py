@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.anchored import AnchorFiles, no_loss, note
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.replay import Group, History, pad_alike
+from imgrl.training.text.rewarding import total_of
 from imgrl.training.text.scoring import distilled_fields, live_fields, statistics
 from imgrl.training.text.snapshots import Snapshot
 
@@ -27,6 +29,9 @@ _KEPT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "adva
 
 class OnlineTrainer(AnchorFiles, GRPOTrainer):
     """GRPO, ADPO, TRRD, KDRL, ReMix, TTRL, SPINE and meta-distillation on TRL's rollouts, rewards and advantages."""
+
+    _totals: Tensor
+    """Raw rewards of the completions just scored."""
 
     def __init__(
         self, *args: Any, objective: TextObjective, teacher: nn.Module | None = None, **kwargs: Any
@@ -51,6 +56,23 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
 
     # ------------------------------------------------------------- rollouts
 
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        """TRL's scores of all processes' completions; those that cannot be judged as their group is have none at all.
+
+        TRL would count a reward that says nothing as 0 where another one speaks.
+        """
+        scores = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        nowhere = [False] * len(prompts)
+        failed = torch.tensor(
+            [getattr(own, "failed", nowhere) for own in self.reward_funcs], device=scores.device
+        )
+        everywhere: Any = self.accelerator.gather(failed.T.contiguous())
+        total = total_of(scores, everywhere, self.reward_weights.to(scores.device), size=self.group_size)
+        self._totals = total.view(-1, len(prompts))[self.accelerator.process_index]
+        return scores.masked_fill(total.isnan()[:, None], math.nan)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's rollout, then what the objective wants to know of it before the first update."""
         self._begin_block()
@@ -62,14 +84,15 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         chooses = isinstance(self.objective, SPINE)
         seen = self._statistics(self.model, rows, ["log_prob", "entropy"] if chooses else ["log_prob"])
         output["old"] = seen["log_prob"]
-        if isinstance(self.objective, SPINE):
-            kept = rows.mask.any(-1)
-            chosen = self.objective.chosen(seen["entropy"][kept], rows.mask[kept].to(torch.float32))
-            output["tokens_per_chosen"] = self._per_token(chosen, output["num_items_in_batch"])
+        if chooses:
+            count = self._chosen(rows, seen["entropy"])
+            output["tokens_per_chosen"] = self._per_token(count, output["num_items_in_batch"])
         if "teacher" in self.objective.needs:
             assert self.teacher is not None
             output["teacher"] = self._statistics(self.teacher, rows, ["log_prob"])["log_prob"]
-        if self.history is not None:
+        if self.history is None:
+            output["reward"] = self._totals
+        else:  # groups are replayed with their advantages
             output = self._mixed(output, ages)
         count = len(output["advantages"])  # TRL shuffles rows, so each must know its group
         output["group"] = torch.arange(count, device=output["advantages"].device) // size
@@ -87,12 +110,33 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             model, rows, want, temperature=self.temperature, batch=self.args.per_device_train_batch_size
         )
 
-    def _per_token(self, chosen: Tensor, tokens: Tensor) -> Tensor:
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's; before a further update on the same completions, the tokens that SPINE then chooses are counted."""
+        inputs: Any = super()._prepare_inputs(generation_batch)
+        settings: Any = self.args
+        per = int(settings.steps_per_generation)
+        starts, fresh = self._step % per == 0, self._step % (per * self.num_iterations) == 0
+        if isinstance(self.objective, SPINE) and starts and not fresh:
+            buffered: Any = self._buffered_inputs
+            parts = [_rows(part) for part in buffered]
+            counts = [self._chosen(p, self._statistics(self.model, p, ["entropy"])["entropy"]) for p in parts]
+            ratio = self._per_token(sum(counts), inputs["num_items_in_batch"])
+            for part in buffered:
+                part["tokens_per_chosen"] = ratio
+        return inputs
+
+    def _chosen(self, rows: Rows, entropy: Tensor) -> Tensor:
+        """How many tokens of this process the objective chooses."""
+        assert isinstance(self.objective, SPINE)
+        kept = rows.mask.any(-1)
+        return self.objective.chosen(entropy[kept], rows.mask[kept].to(torch.float32)).sum()
+
+    def _per_token(self, chosen: Any, tokens: Tensor) -> Tensor:
         """Loss tokens for each chosen one, over all processes.
 
-        The policy of the coming micro-batches is the one that chose here, so they need not wait for each other.
+        The policy of the coming micro-batches is the one that chose, so they need not wait for each other.
         """
-        everywhere: Any = self.accelerator.gather(chosen.sum())
+        everywhere: Any = self.accelerator.gather(chosen)
         return tokens / everywhere.sum().clamp(min=1)
 
     def _begin_block(self) -> None:
@@ -167,7 +211,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         batch = TextBatch(
             mask=rows.mask.to(torch.float32),
             advantage=inputs["advantages"][kept],
-            reward=inputs["advantages"][kept],
+            reward=inputs["reward"][kept] if "reward" in inputs else None,
             group=inputs["group"][kept] if "group" in inputs else None,
             tokens_per_chosen=inputs.get("tokens_per_chosen"),
             step=self.rollouts,

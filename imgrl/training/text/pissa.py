@@ -18,16 +18,18 @@ from torch import Tensor
 
 from imgrl.errors import ConfigError
 
-__all__ = ["check_directions", "is_pissa", "make_plain", "start_from"]
+__all__ = ["ADAPTER", "check_directions", "is_pissa", "lora_layers", "make_plain", "start_from"]
 
-_ADAPTER = "default"
+ADAPTER = "default"
+"""Peft's name for the only one there is."""
+
 _TENSORS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def is_pissa(model: Any) -> bool:
     """Whether a model's adapter began as PiSSA."""
     configs = getattr(model, "peft_config", {})
-    return _ADAPTER in configs and configs[_ADAPTER].init_lora_weights == "pissa"
+    return ADAPTER in configs and configs[ADAPTER].init_lora_weights == "pissa"
 
 
 def check_directions(model: Any) -> None:
@@ -36,9 +38,9 @@ def check_directions(model: Any) -> None:
     Raises:
         ConfigError: naming the layer.
     """
-    rank = model.peft_config[_ADAPTER].r
-    for path, layer in _layers(model):
-        found = layer.lora_A[_ADAPTER].weight.shape[0]
+    rank = model.peft_config[ADAPTER].r
+    for path, layer in lora_layers(model):
+        found = layer.lora_A[ADAPTER].weight.shape[0]
         if found < rank:
             raise ConfigError(
                 f"model.lora.init=pissa takes as many directions as model.lora.rank, {rank}, but {path} has only "
@@ -55,12 +57,12 @@ def start_from(model: Any, now: Mapping[str, Tensor], saved: Mapping[str, Tensor
         now: the factors as they started here, by parameter name.
         saved: as they started where the run began.
     """
-    for path, layer in _layers(model):
-        names = [f"{path}.lora_{part}.{_ADAPTER}.weight" for part in "AB"]
+    for path, layer in lora_layers(model):
+        names = [f"{path}.lora_{part}.{ADAPTER}.weight" for part in "AB"]
         if all(torch.equal(now[name], saved[name]) for name in names):
             continue
         (a, b), (a_saved, b_saved) = ([part[name] for name in names] for part in (now, saved))
-        layer.get_base_layer().weight += layer.scaling[_ADAPTER] * (b @ a - b_saved @ a_saved)
+        layer.get_base_layer().weight += layer.scaling[ADAPTER] * (b @ a - b_saved @ a_saved)
 
 
 def make_plain(folder: Path, start: Mapping[str, Tensor]) -> None:
@@ -74,7 +76,7 @@ def make_plain(folder: Path, start: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         for part, dim, sign in ((".lora_A.", 0, 1), (".lora_B.", 1, -1)):
             if part in name:
-                first = start[name.replace(".weight", f".{_ADAPTER}.weight")].cpu().to(tensor.dtype)
+                first = start[name.replace(".weight", f".{ADAPTER}.weight")].cpu().to(tensor.dtype)
                 state[name] = torch.cat([tensor, sign * first], dim).contiguous()
     config = json.loads((folder / _CONFIG).read_text())
     config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
@@ -82,7 +84,8 @@ def make_plain(folder: Path, start: Mapping[str, Tensor]) -> None:
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _layers(model: Any) -> Iterator[tuple[str, Any]]:
+def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """The layers with an adapter, by path."""
     from peft.tuners.lora import LoraLayer
 
     return ((path, layer) for path, layer in model.named_modules() if isinstance(layer, LoraLayer))

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from imgrl.errors import RewardError
 from imgrl.rewards import RewardSpec
 from imgrl.rewards.base import Reward
@@ -13,41 +16,97 @@ from imgrl.rewards.calling import Failure, Patience
 from imgrl.rewards.resolve import make
 from imgrl.types import Prompt
 
-__all__ = ["TextReward", "build_rewards"]
+__all__ = ["TextReward", "build_rewards", "judge", "total_of"]
+
+
+def judge(
+    reward: Reward,
+    completions: Sequence[Any],
+    prompts: Sequence[Prompt],
+    columns: Sequence[str],
+    *,
+    size: int,
+) -> list[Tensor | Failure]:
+    """A reward's answers: in one call, or in one a group of ``size`` neighbours where it is groupwise."""
+    step = size if reward.groupwise else len(prompts)
+    starts = range(0, len(prompts), step)
+    return [reward(completions[i : i + step], prompts[i : i + step], columns) for i in starts]  # type: ignore[arg-type]
 
 
 class TextReward:
-    """One reward as TRL's reward function: ``(prompts, completions, **columns) -> n numbers or None``."""
+    """One reward as TRL's reward function: ``(prompts, completions, **columns) -> n numbers or None``.
 
-    def __init__(self, reward: Reward, *, budget: float, columns: Sequence[str]) -> None:
-        self.reward, self.budget = reward, budget
+    Args:
+        reward: what is called.
+        budget: share of the completions of a step that it may fail on before the run stops.
+        columns: of the data.
+        group_size: completions a prompt, which are neighbours.
+    """
+
+    def __init__(self, reward: Reward, *, budget: float, columns: Sequence[str], group_size: int) -> None:
+        self.reward, self.budget, self.group_size = reward, budget, group_size
         self.columns = reward.passed_columns(columns)
+        self.failed: list[bool] = []
+        """By completion of the last step: whether there is no score because the reward failed."""
         self.__name__ = reward.name  # TRL logs it under this name
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
-        """Score completions; a reward that keeps failing gives None for all of them, up to the budget."""
+        """Score completions; None where the reward does not apply, and where it kept failing, up to the budget."""
         rows = [
             Prompt(id=i, text=text, columns={key: columns[key][i] for key in self.columns})
             for i, text in enumerate(prompts)
         ]
-        scores = self.reward(completions, rows, self.columns)  # type: ignore[arg-type]
-        if isinstance(scores, Failure):
-            if self.budget < 1:  # the whole batch failed
-                raise RewardError(
-                    f"Reward {self.reward.name!r} failed on all {len(rows)} completions of a step, more than the "
-                    f"failure_budget of {self.budget:.0%}; {scores}."
-                )
-            return [None] * len(rows)
-        found = [None if math.isnan(score) else score for score in scores.tolist()]
+        answers = judge(self.reward, completions, rows, self.columns, size=self.group_size)
+        found: list[float | None] = []
+        self.failed = []
+        for answer in answers:
+            failed = isinstance(answer, Failure)
+            scores = [math.nan] * (len(rows) // len(answers)) if failed else answer.tolist()
+            found += [None if math.isnan(score) else score for score in scores]
+            self.failed += [failed] * len(scores)
+        self._check(next((answer for answer in answers if isinstance(answer, Failure)), None))
         if "log_metric" in columns:
             columns["log_metric"](f"rewards/{self.reward.name}/none", found.count(None) / len(found))
         return found
 
+    def _check(self, failure: Failure | None) -> None:
+        count, missed = len(self.failed), sum(self.failed)
+        if missed > self.budget * count:
+            raise RewardError(
+                f"Reward {self.reward.name!r} failed on {'all' if missed == count else f'{missed} of'} {count} "
+                f"completions of a step, more than the failure_budget of {self.budget:.0%}; {failure}."
+            )
+
+
+def total_of(scores: Tensor, failed: Tensor, weights: Tensor, *, size: int) -> Tensor:
+    """Weighted sum [n] of the rewards that apply; NaN for a completion that is to be left out.
+
+    As with images: a reward that says None of a whole group does not apply to its prompt, and the others decide. A
+    completion is left out if a reward with a weight failed on it or says nothing of it alone, because the rest of its
+    group was judged by more, or if no reward with a weight applies.
+
+    Args:
+        scores: [n, rewards], NaN for None; neighbours form groups.
+        failed: bool [n, rewards].
+        weights: [rewards]; those with weight 0 are only watched.
+        size: of a group.
+    """
+    counts = weights != 0
+    said = ~scores.isnan() & counts
+    applies = said.view(-1, size, len(weights)).any(1).repeat_interleave(size, 0)
+    left_out = (failed & counts).any(-1) | (applies & ~said).any(-1) | ~said.any(-1)
+    total = torch.where(said, scores * weights, 0.0).sum(-1)
+    return total.masked_fill(left_out, math.nan)
+
 
 def build_rewards(
-    specs: Mapping[str, float | str | RewardSpec], *, budget: float, columns: Sequence[str]
+    specs: Mapping[str, float | str | RewardSpec],
+    *,
+    budget: float,
+    columns: Sequence[str],
+    group_size: int,
 ) -> tuple[list[TextReward], list[float]]:
     """The recipe's rewards and their weights.
 
@@ -68,6 +127,6 @@ def build_rewards(
             )
         patience = Patience(timeout=spec.timeout, retries=spec.retries, backoff=spec.backoff)
         reward = Reward(name, make(spec.use, spec.args, name=name), patience=patience)
-        rewards.append(TextReward(reward, budget=budget, columns=columns))
+        rewards.append(TextReward(reward, budget=budget, columns=columns, group_size=group_size))
         weights.append(float(spec.weight))
     return rewards, weights

@@ -18,6 +18,7 @@ from imgrl.recipe_text import TextRecipe
 from imgrl.training.distributed import World
 from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
 from imgrl.training.text.heldout import HeldOut
+from imgrl.training.text.snapshots import Snapshot
 from imgrl.training.tracking import Metrics, environment
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class TextSession:
     def _train(self, resume: bool) -> TextSummary:
         from transformers import set_seed
 
+        from imgrl.training.text.drift import drift_watch
         from imgrl.training.text.models import load_model, load_teacher
         from imgrl.training.text.watch import Watch
 
@@ -98,8 +100,8 @@ class TextSession:
         self.world = World(trainer.accelerator)
         self.metrics = Metrics(folder, self.world)
         self._describe()
-        if recipe.model.train == "full":  # from the weights before training, also where a run is resumed
-            self.drift = DriftWatch(trainer.model.named_parameters())
+        # From the weights before training, also where a run is resumed.
+        self.drift, heldout.base = drift_watch(trainer.model, start=trainer.start()), self._base(trainer)
         if newest is None:
             before = heldout(trainer.model)
             self.log(0, before)
@@ -150,6 +152,13 @@ class TextSession:
         )
         return summary
 
+    def _base(self, trainer: Any) -> Snapshot | None:
+        """The model before training, if keeping it costs no second copy of all weights."""
+        if self.recipe.model.train == "lora":
+            return trainer.anchors.get("initial") or Snapshot(trainer.model)
+        renewed = getattr(self.recipe.objective, "reincarnate_at", None) is not None
+        return None if renewed else trainer.anchors.get("base")
+
     # ------------------------------------------------------------- building
 
     def _trainer(self, model: Any, tokenizer: Any, teacher: Any) -> Any:
@@ -176,7 +185,10 @@ class TextSession:
         )
         rows = [{key: value for key, value in row.items() if key != "completion"} for row in rows]
         rewards, weights = build_rewards(
-            recipe.rewards, budget=recipe.failure_budget, columns=[key for key in rows[0] if key != "prompt"]
+            recipe.rewards,
+            budget=recipe.failure_budget,
+            columns=[key for key in rows[0] if key != "prompt"],
+            group_size=recipe.batch.group_size,
         )
         args = online_arguments(recipe, self.folder, weights=weights)
         return OnlineTrainer(

@@ -118,6 +118,51 @@ def test_two_samples_and_a_sharp_target_are_dpo():
     torch.testing.assert_close(hard.metrics["win_probability"], dpo.metrics["win_probability"])
 
 
+@pytest.mark.parametrize("target", ["zscore", "reward", "kde", "order"])
+def test_a_sample_without_a_reward_is_no_candidate(target):
+    reward = draw(6, seed=5)
+    reward[5] = float("nan")  # prompt 4 has the rows 0, 2 and 5
+    batch = problem(reward=reward)
+    objective = ADPO(target=target)
+    loss, metrics = objective.loss(batch)
+    fields = ("log_prob", "mask", "old", "reward", "group")
+    for rows in ([0, 2], [1, 3, 4]):
+        alone = TextBatch(**{name: getattr(batch, name)[rows] for name in fields})
+        expected = objective.loss(alone)
+        torch.testing.assert_close(loss[rows], expected.loss)
+        torch.testing.assert_close(metrics["win_probability"][rows], expected.metrics["win_probability"])
+    assert loss[5] == loss[0]  # so that the mean over rows is the mean over prompts
+    (slope,) = torch.autograd.grad(loss.sum(), batch.log_prob)
+    assert not slope[5].any() and slope[[0, 2]].any()
+
+
+def test_a_prompt_with_fewer_than_two_rewards_teaches_nothing():
+    reward = torch.full((6,), float("nan"), dtype=torch.float64)
+    reward[[0, 1, 3]] = draw(3)
+    batch = problem(reward=reward)
+    loss, metrics = ADPO().loss(batch)
+    assert not loss[GROUP == 4].any() and loss[GROUP == 1].all()
+    assert metrics["win_probability"].shape == metrics["temperature"].shape == (3,)
+    reward[3] = float("nan")
+    nobody = problem(reward=reward)
+    loss, metrics = ADPO().loss(nobody)
+    (slope,) = torch.autograd.grad(loss.mean(), nobody.log_prob)
+    assert not loss.any() and not slope.any() and not metrics["win_probability"].numel()
+
+
+def test_damping_reads_raw_rewards_of_the_samples_that_have_one():
+    """By hand: 0.8 (1 + H / 2 + (1 - H)(1 - R)), R the mean reward inside [0, 1]."""
+    nan = float("nan")
+    reward = torch.tensor([1.0, 0.5, 1.0, 0.25, nan, 0.0], dtype=torch.float64)
+    batch = problem(reward=reward)
+    temperature = ADPO(damping="late", vocabulary=100).loss(batch).metrics["temperature"]
+    surprise = (-scores(batch.log_prob.detach(), batch, "mean") / torch.tensor(100.0).log()).clamp(0, 1)
+    for rows, success in (([0, 2, 5], 2 / 3), ([1, 3], 0.375)):
+        h = surprise[rows].mean()
+        expected = 0.8 * (1 + 0.5 * h + (1 - h) * (1 - success))
+        torch.testing.assert_close(temperature[rows], expected.expand(len(rows)), atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("rule", ["late", "early"])
 def test_damping_divides_the_step_and_is_a_constant_to_the_gradient(rule):
     batch = problem(reward=torch.tensor([0.0, 1, 1, 0, 1, 0], dtype=torch.float64))
@@ -195,6 +240,7 @@ def test_naming_it_is_enough_and_it_says_what_it_is():
         ({"reward_temperature": float("nan")}, "reward_temperature"),
         ({"damping": "late"}, "vocabulary"),
         ({"group_size": 1}, "group_size"),
+        ({"passes": 0}, "passes"),
         ({"top_k": 0}, "top_k"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
     ],
@@ -211,7 +257,7 @@ def test_settings_that_mean_nothing_are_refused(change, message):
         ({"group": torch.arange(6)}, "at least two"),
         ({"group": None}, "TextBatch.group"),
         ({"reward": None}, "rewards"),
-        ({"reward": torch.full((6,), float("nan"), dtype=torch.float64)}, "finite rewards"),
+        ({"reward": torch.full((6,), float("inf"), dtype=torch.float64)}, "finite rewards"),
         ({"old": None}, "TextBatch.old"),
         (
             {"old": torch.full((6, 5), -float("inf"), dtype=torch.float64)},

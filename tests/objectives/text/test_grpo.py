@@ -170,6 +170,8 @@ def test_a_centre_moves_the_interval_and_one_is_the_plain_surrogate():
         (lambda: ReMix(reincarnate_at=0), "reincarnate_at >= 1"),
         (lambda: ReMix(entropy_weight=-0.1), "entropy_weight >= 0"),
         (lambda: TTRL(kl_weight=-1.0), "kl_weight >= 0"),
+        (lambda: TTRL(passes=0), "passes >= 1"),
+        (lambda: SPINE(passes=0), "passes >= 1"),
         (lambda: SPINE(band_low=-1.0), "band strengths"),
         (lambda: SPINE(frozen_limits=(2.0, 1.0)), "low <= high"),
     ],

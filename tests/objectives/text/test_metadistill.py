@@ -295,6 +295,20 @@ def test_the_objective_is_the_masked_divergence_by_token():
     assert not out.metrics["target_kl"].requires_grad
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_teacher_that_overflowed_is_refused_where_it_teaches(value):
+    last, base, logits = torch.randn(3, 3, 2, 5, generator=torch.Generator().manual_seed(5))
+    base[2, 1, 0] = value
+    objective = MetaDistill()
+    divergence = meta_distill_loss(logits, objective.target(last, base=base))
+    mask = torch.ones(3, 2)
+    with pytest.raises(ValueError, match=r"TextBatch.target_kl.*rows \[2\]"):
+        objective.loss(TextBatch(log_prob=torch.zeros(3, 2), mask=mask, target_kl=divergence))
+    mask[2, 1] = 0
+    out = objective.loss(TextBatch(log_prob=torch.zeros(3, 2), mask=mask, target_kl=divergence))
+    assert out.loss.isfinite().all() and out.loss[2, 1] == 0
+
+
 def test_the_objective_uses_its_own_operator_and_says_how_many_generations_it_needs():
     last, older, base = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(4))
     objective = MetaDistill(strength=0.2, operator="history", history=(0.5, 0.5))

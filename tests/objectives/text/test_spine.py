@@ -155,6 +155,21 @@ def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradient_however_it_is_cut(
     torch.testing.assert_close(total - without, kl)
 
 
+def test_entropy_and_kl_are_logged_as_means_over_the_chosen_tokens():
+    logits, ids, mask, advantage = drawn(13)
+    batch = batch_of(logits, ids, mask, advantage)
+    for objective in (SPINE(), TTRL()):
+        metrics = objective.loss(batch).metrics
+        forks = fork_mask(batch.entropy, mask) if objective.name == "spine" else mask
+        assert objective.name == "ttrl" or 0 < forks.sum() < mask.sum()
+        shown = {"anchor_kl": batch.reverse_kl} | (
+            {"entropy": batch.entropy} if objective.name == "spine" else {}
+        )
+        for name, value in shown.items():
+            by_hand = (value.detach() * forks).sum() / forks.sum()
+            torch.testing.assert_close(metrics[name].mean(), by_hand)
+
+
 def test_frozen_limits_do_not_follow_the_policy():
     logits, ids, mask, advantage = drawn(14)
     batch = batch_of(logits, ids, mask, 0 * advantage)

@@ -1,5 +1,6 @@
 """What is kept beside a checkpoint, on trainers that are nothing but the folder they write to."""
 
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from torch import nn
 from imgrl.anchor import Constant
 from imgrl.errors import CheckpointError
 from imgrl.objectives.text import ASFT
-from imgrl.training.text.anchored import AnchorFiles
+from imgrl.training.text.anchored import AnchorFiles, note
 from imgrl.training.text.replay import History
 
 
@@ -82,3 +83,10 @@ def test_groups_that_an_earlier_version_kept_with_the_anchors_still_load(tmp_pat
     (checkpoint / "process-0.safetensors").unlink()
     facts.write_text('{"anchors": ["base"]}')
     assert resumed(checkpoint, 0, size=1) == [[1.0, 1.0]]
+
+
+def test_a_metric_is_averaged_over_loss_tokens_or_over_all_that_it_speaks_of():
+    log, mask = defaultdict(list), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    by_token = torch.tensor([[1.0, 2.0], [6.0, float("nan")]])
+    note(log, {"a": by_token, "b": torch.tensor([1.0, 2.0, 3.0, 6.0]), "c": torch.empty(0)}, mask)
+    assert log == {"objective/a": [3.0], "objective/b": [3.0]}  # and no mean of nothing

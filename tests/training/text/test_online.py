@@ -7,27 +7,30 @@ from small_lm import built
 trl = pytest.importorskip("trl")
 
 from imgrl.anchor import Constant, Piecewise  # noqa: E402
-from imgrl.objectives.text import SPINE, ReMix  # noqa: E402
+from imgrl.objectives.text import ADPO, GRPO, SPINE, TTRL, ReMix  # noqa: E402
+from imgrl.rewards.base import Reward  # noqa: E402
+from imgrl.rewards.calling import Patience  # noqa: E402
 from imgrl.training.text.online import OnlineTrainer  # noqa: E402
+from imgrl.training.text.rewarding import TextReward  # noqa: E402
 
 
-def trainer_of(objective, lm, folder, **more):
+def digits(completions, **_):
+    return [float(sum(c.isdigit() for c in text)) for text in completions]
+
+
+def trainer_of(objective, lm, folder, *, rewards=(digits,), micro=8, **more):
     args = trl.GRPOConfig(
         output_dir=str(folder),
         use_cpu=True,
         report_to=[],
         bf16=False,
         num_generations=4,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=8 // micro,
         max_completion_length=8,
         temperature=0.9,
         **more,
     )
-
-    def digits(completions, **_):
-        return [float(sum(c.isdigit() for c in text)) for text in completions]
-
     return built(
         OnlineTrainer,
         args,
@@ -35,7 +38,7 @@ def trainer_of(objective, lm, folder, **more):
         [{"prompt": "add 12+34:"}, {"prompt": "mod 7 3+5*4:"}],
         objective=objective,
         scale=Constant(value=1.0),
-        reward_funcs=[digits],
+        reward_funcs=list(rewards),
     )
 
 
@@ -95,3 +98,135 @@ def test_remix_runs_the_previous_policy_only_where_it_has_weight_and_remembers_i
     assert torch.equal(trainer.anchors["previous"].tensors["lm_head.weight"], weights[0])
     log = trainer._metrics["train"]
     assert len(log["objective/anchor_kl"]) == 2 and log["objective/previous_kl"][0] > 1e-3
+
+
+def given(*scores):
+    """A reward that says these, whatever it is asked."""
+    return lambda completions, **_: list(scores)
+
+
+def test_adpo_learns_from_raw_rewards_and_leaves_out_what_was_not_scored(lm, tmp_path):
+    """The loss by hand from the rollout's tokens: means over prompts of cross-entropies to softmax(reward / 0.5)."""
+    raw = [3.0, 1.0, None, 1.5, 0.2, 0.1, 0.4, None]
+    objective = ADPO(target="reward", passes=2)
+    trainer = trainer_of(objective, lm, tmp_path, rewards=[given(*raw)])
+    output = rollout(trainer)
+    assert [None if x != x else x for x in output["reward"].tolist()] == [x and pytest.approx(x) for x in raw]
+    moved(trainer)
+    loss, gradients = learnt(trainer, output, 8)
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    seen = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+    logits = trainer.model(input_ids=ids, attention_mask=seen).logits[
+        :, output["prompt_ids"].shape[1] - 1 : -1
+    ]
+    live = (logits / 0.9).log_softmax(-1).gather(-1, output["completion_ids"][..., None])[..., 0]
+    ratio = ((live - output["old"]) * output["completion_mask"]).sum(-1) / 0.8
+    by_hand = 0.0
+    for rows in ([0, 1, 3], [4, 5, 6]):
+        q = (torch.tensor([raw[i] for i in rows]) / 0.5).softmax(-1)
+        by_hand = by_hand - (q * ratio[rows].log_softmax(-1)).sum() / 2
+    assert loss == pytest.approx(float(by_hand.detach()), rel=1e-4)
+    slopes = torch.autograd.grad(by_hand, list(trainer.model.parameters()))
+    for mine, theirs in zip(gradients.values(), slopes, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_of_two_rewards_none_is_never_zero(lm, tmp_path):
+    """Weights 1 and 2. The second says nothing of one completion of the first prompt, and nothing of the second's."""
+    first = [1.0, 2.0, 3.0, 5.0, 4.0, 3.0, 2.0, 0.0]
+    second = [10.0, None, 20.0, 20.0, None, None, None, None]
+    trainer = trainer_of(
+        GRPO(), lm, tmp_path, rewards=[given(*first), given(*second)], reward_weights=[1.0, 2.0]
+    )
+    output = rollout(trainer)
+    totals = [[21.0, 43.0, 45.0], [4.0, 3.0, 2.0, 0.0]]
+    expected = []
+    for own in map(torch.tensor, totals):
+        expected += ((own - own.mean()) / (own.std() + 1e-4)).tolist()
+    expected.insert(1, 0.0)  # masked: TRL's sum would have made it 2, far below its group
+    torch.testing.assert_close(output["advantages"], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    assert output["reward"].isnan().tolist() == [False, True] + [False] * 6
+    log = trainer._metrics["train"]
+    assert log["reward"] == [pytest.approx(sum(map(sum, totals)) / 7)]
+
+
+def test_a_completion_on_which_one_of_two_rewards_failed_is_masked(lm, tmp_path):
+    class Sour:
+        groupwise = True
+        calls = 0
+
+        def __call__(self, completions, prompts):
+            Sour.calls += 1
+            if Sour.calls == 2:
+                raise OSError("sour")
+            return [1.0] * len(completions)
+
+    own = Reward("sour", Sour(), patience=Patience(retries=0))
+    sour = TextReward(own, budget=0.5, columns=(), group_size=4)
+    trainer = trainer_of(GRPO(), lm, tmp_path, rewards=[given(*range(8)), sour])
+    output = rollout(trainer)
+    assert output["advantages"][:4].all() and not output["advantages"][4:].any()
+    assert output["reward"].isnan().tolist() == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("objective", [GRPO(), TTRL(kl_weight=0.0), ADPO()], ids=lambda o: o.name)
+def test_equal_rewards_teach_nothing(objective, lm, tmp_path):
+    trainer = trainer_of(objective, lm, tmp_path, rewards=[given(*[0.1] * 4, 1.0, 0.0, 0.0, 0.0)])
+    output = rollout(trainer)
+    assert not output["advantages"][:4].any() and output["advantages"][4:].all()
+    equal = {key: t if t.ndim == 0 else t[:4] for key, t in output.items()}
+    for part, silent in ((equal, True), (output, False)):
+        trainer.model.zero_grad()
+        trainer.current_gradient_accumulation_steps = 1
+        trainer._compute_loss(trainer.model, part).backward()
+        largest = max(float(p.grad.abs().max()) for p in trainer.model.parameters())
+        assert (largest < 1e-6) is silent
+
+
+@pytest.mark.parametrize("objective", [GRPO(), ADPO(), TTRL(), SPINE()], ids=lambda o: o.name)
+def test_a_micro_batch_without_a_loss_token_gives_zero_and_a_gradient(objective, lm, tmp_path):
+    """DistributedDataParallel waits for every parameter on every process."""
+    trainer = trainer_of(objective, lm, tmp_path)
+    output = rollout(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    masked = output | {"completion_mask": torch.zeros_like(output["completion_mask"])}
+    loss = trainer._compute_loss(trainer.model, masked)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "micro"), [(ADPO, 8), (TTRL, 8), (SPINE, 8), (SPINE, 4)])
+def test_on_the_second_pass_the_policy_has_left_the_one_that_sampled(kind, micro, lm, tmp_path, monkeypatch):
+    """And SPINE's mean over chosen tokens counts those that the policy chooses then."""
+    seen, real = [], kind.loss
+
+    def spy(self, batch, **more):
+        out = real(self, batch, **more)
+        gap = (batch.log_prob.detach() - batch.old).abs() * batch.mask
+        chosen = out.metrics.get("chosen", batch.mask)
+        seen.append((float(gap.max()), batch.mask.sum(), chosen.sum(), batch.tokens_per_chosen))
+        return out
+
+    monkeypatch.setattr(kind, "loss", spy)
+    trainer = trainer_of(
+        kind(passes=2),
+        lm,
+        tmp_path,
+        micro=micro,
+        num_iterations=2,
+        max_steps=4,
+        learning_rate=3e-2,
+        save_strategy="no",
+    )
+    trainer.train()
+    per = 8 // micro
+    updates = [seen[i : i + per] for i in range(0, len(seen), per)]
+    assert len(updates) == 4
+    for number, update in enumerate(updates):
+        far = max(gap for gap, *_ in update)
+        assert far > 1e-2 if number % 2 else far < 1e-5
+        if kind is SPINE:
+            masks, choices = (sum(part[i] for part in update) for i in (1, 2))
+            for *_, ratio in update:
+                torch.testing.assert_close(ratio, masks / choices)

@@ -147,6 +147,26 @@ def test_lora_trains_and_its_base_is_the_model_without_it(lm, tmp_path):
     assert any(tensor.abs().sum() > 0 for key, tensor in adapter.items() if "lora_B" in key)
 
 
+@pytest.mark.parametrize(
+    ("name", "lora", "measured"),
+    [("grpo", "gaussian", True), ("sft", "pissa", True), ("asft", None, True), ("sft", None, False)],
+)
+def test_drift_in_weights_is_logged_always_and_the_kl_where_a_base_is_at_hand(
+    name, lora, measured, lm, tmp_path, letters
+):
+    folder = tmp_path / "run"
+    more = {"evaluation.every": 1, "optimizer.lr": 1e-2}
+    adapter = ["model.train=lora", "model.lora.rank=2", f"model.lora.init={lora}"] if lora else []
+    run(*arguments(name, lm, folder, letters, **more), *adapter)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    moved = [row["weights/relative_update"] for row in rows if "weights/relative_update" in row]
+    assert len(moved) == 2 and 0 < moved[0] < moved[1]
+    kl = [row["heldout/kl_to_base"] for row in rows if "heldout/kl_to_base" in row]
+    assert len(kl) == (3 if measured else 0)
+    if measured:
+        assert kl[0] == pytest.approx(0, abs=1e-6) and kl[2] > kl[0]
+
+
 def test_a_masked_run_leaves_the_other_entries_as_they_were(lm, tmp_path, letters):
     from imgrl.analysis.masks import training_mask
 
@@ -213,6 +233,30 @@ def test_rows_without_prompt_or_completion_are_named(lm, tmp_path):
         )
         assert result.exit_code == 2
         assert any(part in result.stderr for part in sentence.split("|")), result.stderr
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+def test_a_pair_that_lacks_a_side_is_named(column, lm, tmp_path):
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    rows = tmp_path / "pairs.jsonl"
+    for spoilt, sentence in (
+        (pair | {column: "  "}, f"empty {column!r} in row 2"),
+        (pair | {column: None}, f"empty {column!r} in row 2"),
+        ({key: text for key, text in pair.items() if key != column}, f"{column!r} in row"),
+    ):
+        rows.write_text("\n".join(map(json.dumps, (pair, spoilt))))
+        given = [*arguments("dpo", lm, tmp_path / "run"), f"data.prompts={rows}"]
+        result = CliRunner().invoke(app, ["lm", "train", *given])
+        assert result.exit_code == 2 and sentence in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_an_empty_prompt_is_named_before_anything_is_generated(lm, tmp_path, letters):
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text('{"prompt": "add 1+2:"}\n{"prompt": ""}\n')
+    given = [*arguments("grpo", lm, tmp_path / "run", letters), f"data.prompts={rows}"]
+    result = CliRunner().invoke(app, ["lm", "train", *given])
+    assert result.exit_code == 2 and "empty 'prompt' in row 2" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "run" / "before.json").exists()
 
 
 def test_a_teacher_with_more_outputs_is_refused_where_distributions_are_mixed(lm, tmp_path, letters):

@@ -15,6 +15,11 @@ from imgrl.training.text.online import OnlineTrainer  # noqa: E402
 from imgrl.training.text.preference import PreferenceTrainer  # noqa: E402
 from imgrl.training.text.supervised import SupervisedTrainer  # noqa: E402
 
+OURS = {
+    trl.GRPOTrainer: OnlineTrainer,
+    trl.DPOTrainer: PreferenceTrainer,
+    trl.SFTTrainer: SupervisedTrainer,
+}
 ROWS = [
     {"prompt": "add 12+34:", "completion": "2+4+0=6; 1+3+0=4; answer 46"},
     {"prompt": "mod 7 3+5*4:", "completion": "3+5=1; answer 4"},
@@ -52,8 +57,9 @@ def test_supervised_losses_are_trls(objective, loss_type, total, lm, tmp_path):
         torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("lengths", [(6, 3, 1, 4), (6, 3, 0, 4)], ids=["all speak", "one is masked"])
 @pytest.mark.parametrize(("reduction", "loss_type"), [("sequence_mean", "grpo"), ("token", "dapo")])
-def test_the_online_loss_is_trls(reduction, loss_type, lm, tmp_path):
+def test_the_online_loss_is_trls(reduction, loss_type, lengths, lm, tmp_path):
     args = trl.GRPOConfig(
         output_dir=str(tmp_path),
         use_cpu=True,
@@ -83,9 +89,9 @@ def test_the_online_loss_is_trls(reduction, loss_type, lm, tmp_path):
         "prompt_ids": torch.randint(3, 40, (4, 5), generator=generator),
         "prompt_mask": torch.ones(4, 5, dtype=torch.long),
         "completion_ids": torch.randint(3, 40, (4, 6), generator=generator),
-        "completion_mask": (torch.arange(6) < torch.tensor([6, 3, 1, 4])[:, None]).long(),
+        "completion_mask": (torch.arange(6) < torch.tensor(lengths)[:, None]).long(),
         "advantages": torch.tensor([1.0, -1.0, 0.5, -0.5]),
-        "num_items_in_batch": torch.tensor(14),
+        "num_items_in_batch": torch.tensor(sum(lengths)),
     }
     old = torch.randn(4, 6, generator=generator) * 0.3 - 3.5
     losses, gradients = [], []
@@ -101,18 +107,29 @@ def test_the_online_loss_is_trls(reduction, loss_type, lm, tmp_path):
         torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-4, atol=1e-7)
 
 
-def test_the_preference_loss_is_trls(lm, tmp_path):
-    args = trl.DPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], bf16=False, beta=0.3)
+@pytest.mark.parametrize(
+    ("count", "objective", "settings"),
+    [
+        (2, DPO(beta=0.3), {"loss_type": "sigmoid"}),
+        # With one pair in the batch aot_unpaired sorts nothing and is cDPO, which TRL has under no name of its own.
+        (1, DPO(beta=0.3, label_smoothing=0.1), {"loss_type": "aot_unpaired", "label_smoothing": 0.1}),
+    ],
+    ids=["dpo", "cdpo"],
+)
+def test_the_preference_loss_is_trls(count, objective, settings, lm, tmp_path):
+    args = trl.DPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, report_to=[], bf16=False, beta=0.3, **settings
+    )
     data = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "answer 9"} for r in ROWS]
     theirs = built(trl.DPOTrainer, args, lm, data)
-    ours = built(PreferenceTrainer, args, lm, data, objective=DPO(beta=0.3), scale=Constant(value=1.0))
+    ours = built(PreferenceTrainer, args, lm, data, objective=objective, scale=Constant(value=1.0))
     losses = []
     for trainer in (theirs, ours):
         trainer.model.train()
         with torch.no_grad():  # away from the reference, where every pair would give log 2
             for parameter in trainer.model.parameters():
                 parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel())).view_as(parameter))
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(count)])
         losses.append(trainer.compute_loss(trainer.model, dict(batch)).detach())
     assert abs(losses[0] - 0.693) > 0.01
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-6)
@@ -120,20 +137,31 @@ def test_the_preference_loss_is_trls(lm, tmp_path):
 
 def test_what_we_override_in_trl_still_exists_with_the_arguments_we_know():
     """An upgrade of TRL that moves one of these must fail here, not in a run."""
-    known = {
+    every = {
+        "_save_checkpoint": ["self", "model", "trial"],
+        "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+        "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+        "_get_output_dir": ["self", "trial"],
+        "create_optimizer": ["self", "model"],
+        "create_scheduler": ["self", "num_training_steps", "optimizer"],
+        "save_model": ["self", "output_dir", "_internal_call"],
+    }
+    loss = ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
+    known = {(kind, name): arguments for kind in OURS for name, arguments in every.items()} | {
+        (trl.GRPOTrainer, "_calculate_rewards"): [
+            "self",
+            "inputs",
+            "prompts",
+            "completions",
+            "completion_ids_list",
+        ],
         (trl.GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
+        (trl.GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
         (trl.GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
-        (trl.GRPOTrainer, "_save_checkpoint"): ["self", "model", "trial"],
-        (trl.GRPOTrainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
-        (trl.SFTTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-        (trl.SFTTrainer, "_save_checkpoint"): ["self", "model", "trial"],
-        (trl.SFTTrainer, "_load_optimizer_and_scheduler"): ["self", "checkpoint"],
-        (trl.DPOTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
-        (trl.DPOTrainer, "_save_checkpoint"): ["self", "model", "trial"],
-        (trl.SFTTrainer, "_load_from_checkpoint"): ["self", "resume_from_checkpoint", "model"],
-        (trl.SFTTrainer, "create_scheduler"): ["self", "num_training_steps", "optimizer"],
+        (trl.SFTTrainer, "compute_loss"): loss,
+        (trl.DPOTrainer, "compute_loss"): loss,
     }
     for (kind, name), arguments in known.items():
         assert list(inspect.signature(getattr(kind, name)).parameters) == arguments, f"{kind.__name__}.{name}"
-    for kind in (OnlineTrainer, PreferenceTrainer, SupervisedTrainer):
+    for kind in OURS.values():
         assert kind.__mro__[1] is AnchorFiles  # ours before TRL's, or anchors would not be saved

@@ -1,0 +1,52 @@
+"""The watch over how far a language model's weights have moved, with a LoRA as without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imgrl.analysis.watch import DriftWatch
+from imgrl.training.text.pissa import ADAPTER, lora_layers
+
+__all__ = ["drift_watch"]
+
+
+def drift_watch(model: Any, *, start: Mapping[str, Tensor]) -> DriftWatch:
+    """A watch from the weights before training, of a model that has not loaded a checkpoint yet.
+
+    Args:
+        model: the model to be trained. With a LoRA, each matrix is what is stored and what the adapter adds to it.
+        start: PiSSA's factors as they started, by parameter name, which peft took off what is stored; else empty.
+    """
+    if not hasattr(model, "peft_config"):
+        return DriftWatch(model.named_parameters())
+    layers = {
+        path: layer
+        for path, layer in lora_layers(model)
+        if ADAPTER in layer.lora_A and layer.get_base_layer().weight.ndim == 2  # no embedding, no convolution
+    }
+
+    def began(path: str) -> tuple[Tensor, Tensor]:
+        b, a = (start[f"{path}.lora_{part}.{ADAPTER}.weight"] for part in "BA")
+        return b, a
+
+    def update(path: str) -> tuple[Tensor, Tensor]:
+        layer = layers[path]
+        b, a = layer.lora_B[ADAPTER].weight, layer.lora_A[ADAPTER].weight
+        if start:  # B A - B0 A0
+            b0, a0 = began(path)
+            b, a = torch.cat([b, -b0], 1), torch.cat([a, a0])
+        return layer.scaling[ADAPTER] * b, a
+
+    def stored() -> Iterator[tuple[str, Tensor]]:
+        for path, layer in layers.items():
+            weight = layer.get_base_layer().weight.detach()
+            if start:
+                b0, a0 = began(path)
+                weight = (weight + layer.scaling[ADAPTER] * b0 @ a0).cpu()
+            yield path, weight
+
+    return DriftWatch(stored(), update=update)

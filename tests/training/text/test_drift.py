@@ -1,0 +1,66 @@
+"""The watch over a LoRA against the matrices themselves: what is stored, what the adapter adds, by hand."""
+
+import pytest
+import torch
+from small_lm import save
+
+pytest.importorskip("peft")
+
+from imgrl.policies.lora import LoraSpec  # noqa: E402
+from imgrl.recipe_text import TextModel  # noqa: E402
+from imgrl.training.text.arguments import peft_config  # noqa: E402
+from imgrl.training.text.drift import drift_watch  # noqa: E402
+from imgrl.training.text.models import load_model  # noqa: E402
+from imgrl.training.text.snapshots import Snapshot  # noqa: E402
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def adapted(lm, init):
+    from peft import get_peft_model
+
+    spec = TextModel(
+        path=str(lm), train="lora", lora=LoraSpec(rank=3, alpha=6, targets="all-linear", init=init)
+    )
+    return get_peft_model(load_model(spec)[0], peft_config(spec))
+
+
+@pytest.mark.parametrize("init", ["gaussian", "kaiming", "pissa"])
+def test_the_watch_measures_the_whole_matrices(init, tmp_path):
+    lm = save(tmp_path / "lm")
+    model = adapted(lm, init)
+    start = Snapshot(model).tensors if init == "pissa" else {}
+    watch = drift_watch(model, start=start)
+    before = watch.measure()
+    assert before["weights/relative_update"] == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.3 * torch.sin(torch.arange(parameter.numel())).view_as(parameter))
+    found = watch.measure()
+    stored, _ = load_model(TextModel(path=str(lm)))
+    merged = model.merge_and_unload()
+    pairs = [
+        (a.weight, merged.get_submodule(name).weight)
+        for name, a in stored.named_modules()
+        if name.endswith(LINEAR)
+    ][::2]  # of fourteen matrices at most eight are watched, evenly
+    assert len(pairs) == 7
+    relative = torch.stack([(b - a).norm() / a.norm() for a, b in pairs]).mean()
+    assert found["weights/relative_update"] == pytest.approx(float(relative.detach()), rel=1e-4)
+    drift = [
+        (torch.linalg.svdvals(b) - torch.linalg.svdvals(a)).norm() / torch.linalg.svdvals(a).norm()
+        for a, b in pairs
+    ]
+    assert found["weights/spectral_drift"] == pytest.approx(
+        float(torch.stack(drift).mean().detach()), rel=1e-3
+    )
+
+
+def test_without_an_adapter_the_parameters_are_watched(lm):
+    model, _ = load_model(TextModel(path=str(lm)))
+    watch = drift_watch(model, start={})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+    assert watch.measure()["weights/relative_update"] == pytest.approx(0.25, rel=1e-5)

@@ -1,0 +1,103 @@
+"""Held-out scores with a verifier whose answers are known, and the KL to the model before training token by token."""
+
+import json
+
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+from typer.testing import CliRunner
+
+from imgrl.cli.main import app
+from imgrl.recipe_text import TextEvaluation, TextModel
+from imgrl.training.text.heldout import HeldOut
+from imgrl.training.text.models import load_model
+from imgrl.training.text.snapshots import Snapshot
+
+JUDGES = '''
+def second(completions, prompts):
+    """Every second completion is right."""
+    return [float(i % 2) for i in range(len(completions))]
+
+
+def first_of_group(completions, prompts):
+    """Called group by group: the first three of four are right."""
+    assert len(set(prompts)) == 1 and len(completions) == 4
+    return [1.0, 1.0, 1.0, 0.0]
+
+
+first_of_group.groupwise = True
+'''
+
+
+@pytest.fixture
+def judges(tmp_path):
+    (tmp_path / "judges.py").write_text(JUDGES)
+    return tmp_path / "judges.py"
+
+
+def evaluated(lm, *overrides, code=0):
+    given = ["evaluation.limit=5", "generation.max_tokens=6", *overrides]
+    result = CliRunner().invoke(app, ["lm", "eval", "--model", str(lm), "--json", *map(str, given)])
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if code == 0 else result.stderr
+
+
+def test_imgrl_lm_eval_counts_what_the_verifier_calls_right(lm, judges):
+    scores = evaluated(lm, f"evaluation.verifier={judges}:second", "evaluation.samples=2")
+    assert scores["pass@1"] == 0.5 and scores["pass@2"] == 1.0 and 0 < scores["tokens"] <= 6
+    assert "kl_to_base" not in scores  # nothing was trained
+    by_group = evaluated(lm, f"evaluation.verifier={judges}:first_of_group", "evaluation.samples=4")
+    assert by_group["pass@1"] == 0.75 and by_group["pass@4"] == 1.0
+
+
+def test_imgrl_lm_eval_says_the_same_again_and_as_a_line(lm):
+    once, again = (evaluated(lm, "evaluation.samples=2") for _ in range(2))
+    assert once == again and {"pass@1", "pass@2", "tokens"} <= set(once)
+    result = CliRunner().invoke(
+        app,
+        [
+            "lm",
+            "eval",
+            "--model",
+            str(lm),
+            "evaluation.limit=5",
+            "evaluation.samples=2",
+            "generation.max_tokens=6",
+        ],
+    )
+    assert result.exit_code == 0 and f"pass@1 {once['pass@1']:.3f}" in result.stdout
+
+
+def test_imgrl_lm_eval_refuses_what_it_cannot_do_in_one_sentence(lm, judges):
+    for given, sentence in (
+        (["evaluation.temperature=0"], "evaluation.samples=1"),
+        (["evaluation.verifier=exactt"], "did you mean 'exact'"),
+        (["evaluation.verifier=vote", "evaluation.samples=1"], "cannot judge the held-out problems"),
+    ):
+        error = evaluated(lm, *given, code=2)
+        assert sentence in error and error.count("\n") == 1
+
+
+def test_the_kl_is_the_mean_over_the_tokens_up_to_the_end_which_counts(lm):
+    """Greedy completions one by one, without padding, and the KL of whole distributions by torch.distributions."""
+    model, tokenizer = load_model(TextModel(path=str(lm)))
+    spec = TextEvaluation(limit=6, samples=1, temperature=0.0, batch=4)
+    heldout = HeldOut(spec, tokenizer, max_tokens=10)
+    heldout.base = Snapshot(model)
+    assert heldout(model)["kl_to_base"] == pytest.approx(0, abs=1e-6)
+    base, _ = load_model(TextModel(path=str(lm)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel())).view_as(parameter))
+            if name == "lm_head.weight":
+                parameter[tokenizer.eos_token_id] += 0.5  # some completions end early
+        found = heldout(model)["kl_to_base"]
+        by_token, lengths = [], []
+        for row in heldout.rows:
+            ids = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+            made = model.generate(input_ids=ids, max_new_tokens=10, do_sample=False)
+            live, before = (m(input_ids=made).logits[0, ids.shape[1] - 1 : -1] for m in (model, base))
+            by_token.append(kl_divergence(Categorical(logits=live), Categorical(logits=before)))
+            lengths.append(len(by_token[-1]))
+    assert min(lengths) < 10 and found > 0.01
+    assert found == pytest.approx(float(torch.cat(by_token).mean()), rel=1e-4)
