@@ -35,7 +35,7 @@ def refused(imgrl):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small(sd3_folder):
     """Overrides for the shortest run there is: random weights, two prompts."""
     return [

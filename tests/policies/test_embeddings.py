@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from imgrl.errors import ConfigError
+from imgrl.policies import load_policy
 from imgrl.policies.embeddings import EmbeddingTable, encode_ahead, encoder_revision
 from imgrl.policies.stock import open_stock_pipeline
 
@@ -193,7 +195,7 @@ def test_a_disk_without_room_is_refused_before_encoding(
     assert encode_ahead(policy, WORDS, tmp_path) is not None and seen == WORDS
 
 
-def test_the_key_changes_with_dtype_length_and_encoder(load: Any, tmp_path: Path) -> None:
+def test_the_key_changes_with_dtype_length_and_prompt(load: Any, tmp_path: Path) -> None:
     base = load("flux", embedding_folder=tmp_path)
     low, longer = (
         load("flux", embedding_folder=tmp_path, dtype="bf16"),
@@ -202,6 +204,31 @@ def test_the_key_changes_with_dtype_length_and_encoder(load: Any, tmp_path: Path
     longer.max_sequence_length = 9
     paths = {p._embeddings.path("a") for p in (base, low, longer)}
     assert len(paths) == 3 and base._embeddings.path("a") != base._embeddings.path("b")
+
+
+@pytest.mark.parametrize(
+    ("part", "output"), [("text_encoder", "pooled_prompt_embeds"), ("text_encoder_2", "prompt_embeds")]
+)
+def test_another_encoder_does_not_get_the_rows_of_this_one(
+    folders: dict[str, Path], tmp_path: Path, part: str, output: str
+) -> None:
+    """A copy of the model with one weight changed, beside the same cache, encodes as it does without one."""
+    changed, cache = tmp_path / "changed", tmp_path / "cache"
+    shutil.copytree(folders["flux"], changed)
+    file = changed / part / "model.safetensors"
+    weights = load_file(file)
+    name = next(key for key in weights if "layer_norm" in key)
+    weights[name][0] += 1
+    save_file(weights, file, {"format": "pt"})
+
+    def encoded(folder: Path, cache: Path | None) -> torch.Tensor:
+        policy = load_policy(folder, train="none", max_sequence_length=8, embedding_folder=cache)
+        return policy.encode(["a"]).tensors[output]
+
+    first = encoded(folders["flux"], cache)
+    second = encoded(changed, cache)
+    assert len(list(cache.iterdir())) == 2
+    assert torch.equal(second, encoded(changed, None)) and not torch.equal(second, first)
 
 
 def test_the_revision_sees_one_changed_byte(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -216,8 +243,6 @@ def test_the_revision_sees_one_changed_byte(folders: dict[str, Path], tmp_path: 
 
 
 def test_length_limits(load: Any, folders: dict[str, Path]) -> None:
-    from imgrl.policies import load_policy
-
     with pytest.raises(ConfigError, match="at least 1 for Flux"):
         load_policy(folders["flux"], max_sequence_length=0)
     with pytest.raises(ConfigError, match="between 0 and 512"):

@@ -1,16 +1,23 @@
-"""A random SD3 on disk, recipes on it, and a cache of its text embeddings."""
+"""A random SD3 and a random Flux on disk, recipes on the first, and a cache of text embeddings."""
 
 import functools
 
 import pytest
 from small_runs import small_recipe
-from tiny_models import build_sd3
+from tiny_models import build_flux, build_sd3
 
 
 @pytest.fixture(scope="session")
 def sd3(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "sd3"
     build_sd3().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flux(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "flux"
+    build_flux().save_pretrained(folder)
     return folder
 
 

@@ -9,21 +9,24 @@ from small_runs import Batch, assert_same_bits, last_tensors, rows_of, start, tr
 from imgrl.training.checkpoint import latest_checkpoint, read_checkpoint
 
 PHASES = ("rollout", "update", "checkpoint")
+LIVES = (1, 1, 2, 2, 3, 3)
+"""In the how-manieth such phase of a process it dies, in an order drawn anew for each run."""
 
 
 @pytest.fixture(scope="module")
 def lasting(sd3, embeddings):
-    """Make the recipe of a run long enough for several deaths; its checkpoints take two updates a round."""
+    """Make the recipe of a run long enough for all deaths; its checkpoints take two updates a round."""
     from small_runs import small_recipe
 
-    def make(folder):
+    def make(folder, keep=2):
         return small_recipe(
             sd3,
             folder,
             model_embedding_folder=str(embeddings),
-            run_rounds=6,
+            run_rounds=sum(LIVES) + 1,
             batch=Batch(groups=4, group_size=2, micro_groups=1, updates_per_round=2),
             evaluation_ema=0.9,
+            checkpoint_keep=keep,
         )
 
     return make
@@ -63,13 +66,13 @@ def _train_telling(recipe, resume, events):
     train(recipe, resume=resume, events=events)
 
 
-def torment(lasting, folder, seed, kills):
+def torment(lasting, folder, seed, kills, keep=2):
     """Kill a run so many times, then let it end; returns how many deaths there were in which phase."""
-    recipe, dice, deaths = lasting(folder), random.Random(seed), dict.fromkeys(PHASES, 0)
-    for number in range(kills):
+    recipe, dice, deaths = lasting(folder, keep), random.Random(seed), dict.fromkeys(PHASES, 0)
+    for number, nth in enumerate(dice.sample(LIVES, kills)):
         phase = PHASES[number % len(PHASES)]
         # checkpoints and rollouts take some 20 ms each here, updates 100
-        if not live_and_die(recipe, folder, phase, 1, dice.uniform(0, 0.1 if phase == "update" else 0.03)):
+        if not live_and_die(recipe, folder, phase, nth, dice.uniform(0, 0.1 if phase == "update" else 0.03)):
             return deaths
         deaths[phase] += 1
         newest = latest_checkpoint(folder)
@@ -80,20 +83,24 @@ def torment(lasting, folder, seed, kills):
     return deaths
 
 
-def check(folder, whole):
+def check(folder, whole, keep=2):
     assert_same_bits(last_tensors(folder), last_tensors(whole))
     assert rows_of(folder) == rows_of(whole)
+    assert len(list((folder / "checkpoints").iterdir())) == keep  # and nothing half written
 
 
-def test_a_run_killed_six_times_ends_in_the_same_bits(lasting, whole, tmp_path):
-    deaths = torment(lasting, tmp_path, seed=1, kills=6)
-    assert sum(deaths.values()) == 6
-    check(tmp_path, whole)
+@pytest.mark.parametrize(("keep", "seed"), [(1, 2), (2, 6)])
+def test_a_run_killed_three_times_ends_in_the_same_bits(lasting, whole, tmp_path, keep, seed):
+    """Once in each phase. Where one checkpoint is kept, the only one is removed as soon as the next is there."""
+    deaths = torment(lasting, tmp_path, seed=seed, kills=3, keep=keep)
+    assert deaths == dict.fromkeys(PHASES, 1)
+    check(tmp_path, whole, keep)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3, 4, 5])
 def test_twenty_more_deaths(lasting, whole, tmp_path, seed):
-    deaths = torment(lasting, tmp_path, seed=seed, kills=5)
+    keep = 1 + seed % 2
+    deaths = torment(lasting, tmp_path, seed=seed, kills=5, keep=keep)
     assert sum(deaths.values()) == 5
-    check(tmp_path, whole)
+    check(tmp_path, whole, keep)

@@ -206,6 +206,51 @@ def test_an_overflow_in_half_precision_is_no_step(policy, world):
     assert all(torch.equal(v, before[k]) for k, v in policy.weights.state_dict("current").items())
 
 
+def stepped(policy, world, *, clip, scale=None):
+    """The gradient that the optimiser steps with, in one vector, and the round's figures."""
+    scramble(policy.weights)
+    made = make_recipe(
+        optimizer=Optimizer(lr=1e-3, clip=clip), model_dtype="fp32" if scale is None else "fp16"
+    )
+    updater, seen = Updater(policy, made, world), []
+    assert updater.scaler.is_enabled() is (scale is not None)
+    if scale is not None:
+        updater.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    def look(optimizer, *_):
+        seen.append(
+            torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]])
+        )
+
+    updater.optimizer.register_step_pre_hook(look)
+    rollout = make_rollout()
+    advantages = group_advantages(rollout.scores.total, rollout.samples.group, std="group")
+    result = updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=0, step=0)
+    (gradient,) = seen
+    return gradient, result.metrics
+
+
+def test_the_gradient_is_clipped_to_the_norm_asked_for(policy, world):
+    """In length, not in direction; what is logged is the length before."""
+    free, metrics = stepped(policy, world, clip=None)
+    norm = float(free.norm())
+    assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    clipped, metrics = stepped(policy, world, clip=norm / 50)
+    assert float(clipped.norm()) == pytest.approx(norm / 50, rel=1e-3)
+    assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    torch.testing.assert_close(50 * clipped, free, rtol=1e-3, atol=1e-6 * norm)
+    assert torch.equal(stepped(policy, world, clip=2 * norm)[0], free)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_the_scale_of_half_precision_losses_is_gone_before_clipping(policy, world, clip):
+    """A power of two, so that not a bit of the gradient changes on the way."""
+    plain, metrics = stepped(policy, world, clip=clip)
+    scaled, others = stepped(policy, world, clip=clip, scale=8.0)
+    assert torch.equal(scaled, plain) and plain.norm() > 5e-4
+    assert others == metrics
+
+
 @pytest.mark.parametrize("weights", [(), (3.0, 0.5)], ids=["alike", "weighted levels"])
 def test_the_gradient_is_that_of_the_mean_loss_over_points(policy, world, weights):
     """Against the loss written down directly: NFT at equal copies, no anchor, all points in one tensor."""
