@@ -22,6 +22,7 @@ __all__ = ["style"]
 
 _RECIPE = "tiny-sd3/style"
 _MOST_PROMPTS, _FEWEST_PROMPTS = 24, 10
+_FEATURES = "efficientnet-lite0"  # what measures, and what an adversarial reward reads by default
 _UNCAPTIONED = (
     "The pictures have no captions, so they are compared with, not imitated: only what the model sometimes draws by "
     "itself can be learned. A .csv with the columns file and prompt gives them captions."
@@ -53,7 +54,8 @@ def style(
     """Customise a model to a style with Adv-GRPO's learning reward; default recipe: tiny-sd3/style.
 
     Every fifth picture is kept back. Written to the run folder: the LoRA (`imgrl export RUN --strength 0.5` for half of
-    it), style/before-after.png, and style/style.json with figures at strength 0, 0.5 and 1. On several GPUs:
+    it), style/before-after.png, and style/style.json with figures at strength 0, 0.5 and 1 and what they can and cannot
+    tell: they come from the network that the default reward reads. On several GPUs:
     `torchrun --nproc-per-node 8 -m imgrl.cli.main style ...`; one of them measures.
     """
     recipe = _agreed(
@@ -231,6 +233,7 @@ def _measured(recipe: Recipe, run: Path) -> dict[str, Any]:
     from imgrl.data import load_prompts
     from imgrl.evaluation.customisation import Sides, measure_style
     from imgrl.evaluation.protocol import Protocol
+    from imgrl.evaluation.style import caveats
     from imgrl.rewards.features import load_extractor
     from imgrl.rewards.references import load_references
     from imgrl.training.run_folder import write_json
@@ -255,7 +258,7 @@ def _measured(recipe: Recipe, run: Path) -> dict[str, Any]:
         height=recipe.model.height,
         width=recipe.model.width,
     )
-    extractor = load_extractor()
+    extractor = load_extractor(_FEATURES)
     figures = measure_style(
         policy,
         prompts,
@@ -270,12 +273,18 @@ def _measured(recipe: Recipe, run: Path) -> dict[str, Any]:
         "images": len(prompts) * protocol.images_per_prompt,
         "steps": protocol.steps,
         "features": extractor.name,
+        "notes": caveats(extractor.name, of_reward=_features_of_reward(recipe)),
         "references": {"train": len(train), "heldout": len(heldout)},
         "picture": str(run / "style" / "before-after.png"),
         "lora": str(run / "lora"),
     }
     write_json(run / "style" / "style.json", report)
     return report
+
+
+def _features_of_reward(recipe: Recipe) -> str:
+    spec = recipe.rewards[_learning_reward(recipe)]
+    return getattr(spec, "args", {}).get("backbone", _FEATURES)
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -290,4 +299,5 @@ def _print(report: dict[str, Any]) -> None:
     for strength, figures in report["strength"].items():
         table.add_row(strength, *(f"{figures[column]:.3f}" for column in columns))
     screen().print(table)
-    typer.echo(f"{report['picture']}\n{report['lora']}")
+    for note in (*report["notes"], report["picture"], report["lora"]):
+        typer.echo(note)

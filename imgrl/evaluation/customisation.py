@@ -47,7 +47,7 @@ def measure_style(
         prompts: at least two, not trained on if there are enough.
         sides: the references.
         protocol: how images are made; its weights are chosen here.
-        see: frozen features, not those that the reward trained.
+        see: frozen features; :func:`imgrl.evaluation.style.caveats` says what it means if the reward reads them too.
         picture: PNG to write.
     """
     if len(prompts) < 2:

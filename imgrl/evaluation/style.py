@@ -1,7 +1,11 @@
-"""Has the style been learned, and what did it cost? Measured on features that the training reward did not train.
+"""Has the style been learned, and what did it cost? Statistics of frozen features that a caller gives.
 
 Pooled features are [n, d], one vector an image; patch features are [n, p, d]. Held-out references are pictures that the
-reward never saw.
+reward never saw, and the probe is fitted afresh, so nothing here is the discriminator that was trained.
+
+They are only as independent of that reward as the features are. ``imgrl style`` takes them from EfficientNet-Lite0, the
+only network for pictures at large whose weights come with a package, and its recipe's reward reads the same ones: what
+fools that network raises these figures too, and :func:`caveats` says so. None asks whether a prompt is fulfilled.
 """
 
 from __future__ import annotations
@@ -12,7 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["StyleFigures", "gram_distance", "kid", "nearest_cosine", "probe_share", "style_figures"]
+__all__ = [
+    "StyleFigures",
+    "caveats",
+    "gram_distance",
+    "kid",
+    "nearest_cosine",
+    "probe_share",
+    "style_figures",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +43,27 @@ class StyleFigures:
     def as_dict(self) -> dict[str, float]:
         """Plain numbers by name."""
         return asdict(self)
+
+
+def caveats(features: str, *, of_reward: str) -> list[str]:
+    """What figures of a style cannot tell, a sentence each.
+
+    Args:
+        features: name of the network that measured.
+        of_reward: name of the network that the training reward read.
+    """
+    content = (
+        "content is the share of images whose nearest image of the base model is that of their own prompt and seed: "
+        "what the base model drew is still recognised. It is no agreement with the prompt; ask a reward for that."
+    )
+    if features != of_reward:
+        return [content]
+    same = (
+        f"All figures but diversity are measured on features of {features}, which the training reward reads too: the "
+        "probe is fresh and the pictures kept back are new, but what fools that network raises these figures as well, "
+        "so look at the pictures."
+    )
+    return [same, content]
 
 
 def style_figures(

@@ -70,7 +70,9 @@ class RewardSet:
         read = {name: read_spec(name, given) for name, given in specs.items()}
         return cls(read, failure_budget=failure_budget, cache=cache)
 
-    def check(self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64) -> tuple[float, float]:
+    def check(
+        self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64, training: bool = False
+    ) -> tuple[float, float]:
         """Call every reward on two flat images and real prompts, before anything expensive starts.
 
         A reward that does not apply to the first prompt is tried on up to 15 others. One with a method
@@ -80,6 +82,8 @@ class RewardSet:
             prompts: the data set; fixes which columns rewards are given.
             height: of the images to come, pixels.
             width: of the images to come, pixels.
+            training: these prompts are trained on. Then rewards that learn must be able to learn from all of them, and
+                a reward with a weight must apply to one of them, as far as 16 tell. Held-out prompts need neither.
 
         Returns:
             How low and how high the weighted sum can come with the values seen.
@@ -90,22 +94,39 @@ class RewardSet:
         self._columns = column_names(prompts)
         if not self.learners.prepared:
             self.learners.prepare(height=height, width=width, round_trip=lambda images: images)
+        texts = [prompt.text for prompt in prompts]
+        if training:
+            self.learners.check(texts)
         images = torch.stack([torch.full((3, height, width), level) for level in (0.25, 0.75)])
         low = high = 0.0
         for name, reward in self.rewards.items():
-            passed = reward.passed_columns(self._columns)
-            reward.check_prompts([prompt.text for prompt in prompts])
-            for prompt in _probes(prompts, reward.required):
-                scores = reward(images, [prompt, prompt], passed)
-                if isinstance(scores, Failure):
-                    raise RewardError(
-                        f"Reward {name!r} failed on a probe of two flat images ({scores})."
-                    ) from scores
-                weighted = self.specs[name].weight * scores[~scores.isnan()]
-                if len(weighted):  # it applies to this prompt, so it has done its work once
-                    low, high = low + float(weighted.min()), high + float(weighted.max())
-                    break
+            reward.check_prompts(texts)
+            weight = self.specs[name].weight
+            weighted = weight * self._probe(name, images, prompts, must_apply=training and weight != 0)
+            if len(weighted):
+                low, high = low + float(weighted.min()), high + float(weighted.max())
         return low, high
+
+    def _probe(self, name: str, images: Tensor, prompts: Sequence[Prompt], *, must_apply: bool) -> Tensor:
+        """A reward's scores of the images for the first prompt, of up to 16, that it applies to; none if to none."""
+        reward = self.rewards[name]
+        passed = reward.passed_columns(self._columns)
+        probes = _probes(prompts, reward.required)
+        for prompt in probes:
+            scores = reward(images, [prompt] * len(images), passed)
+            if isinstance(scores, Failure):
+                raise RewardError(
+                    f"Reward {name!r} failed on a probe of two flat images ({scores})."
+                ) from scores
+            if len(found := scores[~scores.isnan()]):  # it has done its work once
+                return found
+        if must_apply and len(probes) == len(prompts):
+            raise RewardError(
+                f"Reward {name!r} returned None for each of the {len(prompts)} prompts, so it would train nothing; "
+                "give prompts that it applies to, or have it return a low score, not None, where an image lacks "
+                "what it looks for."
+            )
+        return torch.empty(0)
 
     def score(
         self,
@@ -157,6 +178,8 @@ class RewardSet:
                 total += weight * values[name].nan_to_num(0.0)
                 applies |= here
                 failed |= missed
+        if not training:
+            self.learners.forget()
         mask = applies & ~failed
         if not share and not mask.any() and not failed.any():
             raise RewardError(

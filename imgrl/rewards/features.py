@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from imgrl.errors import ModelError
@@ -55,10 +55,11 @@ class Extractor(Protocol):
 
 
 def prepared(
-    images: Float[Tensor, "n 3 h w"], side: int, mean: Tensor, std: Tensor
+    images: Shaped[Tensor, "n 3 h w"], side: int, mean: Tensor, std: Tensor
 ) -> Float[Tensor, "n 3 s s"]:
-    """Images in [0, 1], rounded to 8 bits, at ``side`` x ``side`` pixels and normalised; stretched if not square."""
-    exact = images.float().mul(255).round().clamp(0, 255) / 255
+    """Images in [0, 1], or uint8 levels, in 8 bits, ``side`` x ``side`` pixels, normalised; stretched if not square."""
+    levels = images.float() if images.dtype == torch.uint8 else images.float().mul(255).round().clamp(0, 255)
+    exact = levels / 255
     if exact.shape[-2:] != (side, side):
         exact = F.interpolate(exact, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
     return (exact - mean) / std
@@ -106,7 +107,7 @@ class Frozen(ABC):
 
     @torch.no_grad()  # not inference_mode: a head is trained on these
     def __call__(self, images: Tensor) -> Features:
-        """Features of float images [n, 3, H, W] in [0, 1]."""
+        """Features of images [n, 3, H, W], float in [0, 1] or uint8."""
         mean, std = self.mean.to(self.device), self.std.to(self.device)
         parts = [
             self._see(prepared(part.to(self.device), self.side, mean, std))

@@ -1,8 +1,12 @@
 """Rewards that learn: what they are called with beside scoring, and what several processes owe each other.
 
-A reward learns if it has a method ``learn(images, prompts, *, peers) -> metrics``. It may have
-``prepare(height, width, round_trip)``, called before the first score, and an attribute ``waits``, true while the policy
-should not train yet. Its ``state_dict(peers)`` and ``load_state_dict(state, peers)`` are part of every checkpoint.
+A reward learns if it has a method ``learn(images, prompts, *, peers) -> metrics``. Its ``state_dict(peers)`` and
+``load_state_dict(state, peers)`` are part of every checkpoint. It may have
+
+- ``prepare(height, width, round_trip)``, called before the first score;
+- ``check_learning(prompts)``, which refuses prompts that it could not learn from;
+- ``forget()``, called when images have been scored that it will not learn from;
+- an attribute ``waits``, true while the policy should not train yet.
 """
 
 from __future__ import annotations
@@ -89,6 +93,25 @@ class Learners:
         for target in self.targets.values():
             if hasattr(target, "prepare"):
                 target.prepare(height=height, width=width, round_trip=round_trip)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Ask each whether it could learn from images of all these prompts.
+
+        Raises:
+            RewardError: what it says, with the reward's name.
+        """
+        for name, target in self.targets.items():
+            if hasattr(target, "check_learning"):
+                try:
+                    target.check_learning(prompts)
+                except Exception as error:
+                    raise RewardError(f"Reward {name!r}: {error}") from error
+
+    def forget(self) -> None:
+        """Tell each that it will not learn from the images scored since it last learned."""
+        for target in self.targets.values():
+            if hasattr(target, "forget"):
+                target.forget()
 
     @property
     def waiting(self) -> bool:

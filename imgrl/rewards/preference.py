@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from imgrl.errors import RewardError
 from imgrl.rewards.clip import ClipTower, clip_tower
-from imgrl.rewards.discriminator import preference_loss, preferred
+from imgrl.rewards.discriminator import preference_loss
 from imgrl.rewards.embeddings import chosen_device
 from imgrl.rewards.features import Features, Frozen
 from imgrl.rewards.rival import Rival
@@ -99,10 +99,6 @@ class AdversarialPickScore(Rival):
 
     def _logit(self, features: Features, prompts: Sequence[str]) -> Tensor:
         return self.tower.scale * (self.head(features) * self.tower.texts(prompts).clone()).sum(-1)
-
-    def _accuracy(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Of pairs: a score of 0 means nothing here."""
-        return preferred(ours, theirs)
 
     def _loss(self, real: Features, fake: Features, prompts: Sequence[str]) -> Tensor:
         return preference_loss(self._logit(real, prompts), self._logit(fake, prompts)).mean()

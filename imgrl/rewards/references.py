@@ -41,6 +41,12 @@ class References:
     captions: tuple[tuple[str, int], ...] = ()
     """(what it shows, row) of every caption, also where :meth:`draw` minds no prompt; empty where nothing is known."""
 
+    def lacking(self, prompts: Sequence[str]) -> list[str]:
+        """Those of the prompts, each once, that have no picture although prompts have pictures."""
+        if not self.of_prompt:
+            return []
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.of_prompt]
+
     def draw(self, prompts: Sequence[str], generator: torch.Generator) -> Tensor:
         """One row for each prompt, int64 [n]: of its own pictures where prompts have some, else of all.
 
@@ -79,7 +85,9 @@ def load_references(
             8 pixels or a copy of another; or saying that there are too few.
     """
     if isinstance(source, str) and source.startswith("world:"):
-        return _rendered(source, height, width)
+        rendered = _rendered(source, height, width)
+        _check_count(len(rendered.images), least, source)
+        return rendered
     entries = list(_entries(source))
     images, faults = _distinct(dict.fromkeys(file for _, file in entries), height, width)
     if faults:
@@ -89,11 +97,7 @@ def load_references(
             f"{len(faults)} of {len(faults) + len(images)} reference images cannot be used; mend or remove them: "
             f"{told}{rest}."
         )
-    if len(images) < max(1, least):
-        name = source if isinstance(source, str | Path) else "the list"
-        raise DataError(
-            f"At least {max(1, least)} reference images are needed, but {name} has {len(images)}; add some."
-        )
+    _check_count(len(images), least, source)
     rows = {file: row for row, file in enumerate(images)}
     of_prompt: dict[str, tuple[int, ...]] = {}
     for prompt, file in entries:
@@ -105,6 +109,14 @@ def load_references(
         of_prompt=of_prompt,
         captions=tuple((prompt, rows[file]) for prompt, file in entries if prompt is not None),
     )
+
+
+def _check_count(count: int, least: int, source: str | Path | Sequence[str | Path]) -> None:
+    if count < max(1, least):
+        name = source if isinstance(source, str | Path) else "the list"
+        raise DataError(
+            f"At least {max(1, least)} reference images are needed, but {name} has {count}; add some."
+        )
 
 
 def _distinct(files: Iterable[Path], height: int, width: int) -> tuple[dict[Path, Tensor], dict[Path, str]]:

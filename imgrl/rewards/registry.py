@@ -73,9 +73,20 @@ REWARDS: dict[str, RewardEntry] = {
         factory="imgrl.rewards.jpeg:Compressibility",
         description="minus the image's size as JPEG (quality 95), kB / 500; higher is smoother",
     ),
+    "jpeg": RewardEntry(
+        factory="imgrl.rewards.jpeg:Compressibility",
+        description="the same as jpeg_compressibility",
+    ),
     "jpeg_incompressibility": RewardEntry(
         factory="imgrl.rewards.jpeg:Incompressibility",
         description="the image's size as JPEG (quality 95) in kB; higher is busier",
+    ),
+    "geneval": RewardEntry(
+        factory="imgrl.rewards.geneval:GenEval",
+        description="GenEval's rules on what your own object detector finds, to be given in args (detector, and colors "
+        "where prompts ask for colours), with the columns tag and include; 0 to 1",
+        weights="the detector's, none comes along",
+        licence="the detector's",
     ),
     "remote": RewardEntry(
         factory="imgrl.rewards.remote:Remote",

@@ -14,17 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from imgrl.errors import RewardError
-from imgrl.rewards.discriminator import accuracy
+from imgrl.rewards.discriminator import accuracy, preferred
 from imgrl.rewards.features import Extractor, Features
 from imgrl.rewards.learning import Peers
 from imgrl.rewards.reference_cache import ReferenceCache
 from imgrl.rewards.references import References, load_references
 from imgrl.rewards.replay import Replay
+from imgrl.rewards.round_memory import RoundMemory
 from imgrl.rewards.schedule import Schedule
 
 __all__ = ["Loss", "Rival", "rows_of"]
 
 Loss = Literal["hinge", "bce", "pairwise"]
+
+_MOST_TOLD = 3  # prompts in a refusal
 
 
 class Rival(ABC):
@@ -72,12 +75,15 @@ class Rival(ABC):
         self.round = 0
         self._references: References | None = None
         self._seen: Features | None = None
-        self._scored: tuple[Tensor, Features] | None = None
+        self._memory = RoundMemory()
 
     # ------------------------------------------------------------ references
 
     def prepare(self, *, height: int, width: int, round_trip: Callable[[Tensor], Tensor]) -> None:
         """Read the references and see them as the policy would draw them.
+
+        Two are needed, whatever the size of a group or a round: each image is compared with one that is drawn with
+        replacement, but a single picture is no style, and would only be learned by heart.
 
         Args:
             height: of the policy's images.
@@ -92,7 +98,8 @@ class Rival(ABC):
         whole = torch.cat(drawn)
         raw = self.extractor(whole) if cache is None else cache.features(whole, self.extractor)
         self._fit(raw)
-        self._seen, self._scored = self._standard(raw), None
+        self._seen = self._standard(raw)
+        self._memory.clear()
 
     def _fit(self, raw: Features) -> None:
         """Take from the references' features how :meth:`_standard` scales; as they are, unless a kind says more."""
@@ -108,14 +115,38 @@ class Rival(ABC):
             raise RewardError("An adversarial reward must see its references first: call prepare().")
         return self._references, self._seen
 
+    def check_learning(self, prompts: Sequence[str]) -> None:
+        """Refuse to learn from images of prompts that have no reference, where references belong to prompts.
+
+        Said of all prompts at once and before the first round: in the middle of one, the process that draws such a
+        prompt would stop while the others wait for it.
+
+        Raises:
+            RewardError: naming some of these prompts.
+        """
+        references, _ = self._known()
+        if lacking := references.lacking(prompts):
+            told = ", ".join(map(repr, lacking[:_MOST_TOLD]))
+            rest = f" and {len(lacking) - _MOST_TOLD} more" if len(lacking) > _MOST_TOLD else ""
+            raise RewardError(
+                f"{len(lacking)} of {len(set(prompts))} prompts to train on have no reference in {self.source}: "
+                f"{told}{rest}; add pictures of them, or leave these prompts out."
+            )
+
     # --------------------------------------------------------------- scoring
 
     def features(self, images: Tensor) -> Features:
-        """The one way from pixels to what the head reads; the images last scored are not looked at twice."""
+        """The one way from pixels to what the head reads; images scored since it last learned are not seen twice."""
         self._known()
-        if self._scored is None or not torch.equal(self._scored[0], images):
-            self._scored = (images, self._standard(self.extractor(images)))
-        return self._scored[1]
+        known = self._memory.find(images)
+        if known is None:
+            known = self._standard(self.extractor(images))
+            self._memory.add(images, known)
+        return known
+
+    def forget(self) -> None:
+        """Free the memory of images that were scored, but are not to be learned from."""
+        self._memory.clear()
 
     @abstractmethod
     def score(self, features: Features, prompts: Sequence[str]) -> Tensor:
@@ -143,6 +174,7 @@ class Rival(ABC):
         key = (1_000_003 * self.seed + self.round) * 4096 + peers.rank  # each process draws for itself
         generator = torch.Generator().manual_seed(key)
         generated = self.features(images)
+        self._memory.clear()
         own = rows_of(seen, references.draw(prompts, generator))
         measured, ours, theirs = self._measured(own, generated, prompts, peers)
         learns = self.schedule.learns(self.round, measured, outscored=theirs > ours)
@@ -168,7 +200,12 @@ class Rival(ABC):
         return share, mean_ours, mean_theirs
 
     def _accuracy(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Share that is told apart, 0.5 by chance; ``enough`` of the schedule is of this kind."""
+        """Share that is told apart, 0.5 by chance; ``enough`` of the schedule is of this kind.
+
+        Of pairs where the loss knows only differences, so that a score of 0 means nothing.
+        """
+        if self.loss == "pairwise":
+            return preferred(ours, theirs)
         logit = torch.cat([ours, theirs])
         return accuracy(logit, torch.arange(len(logit), device=logit.device) < len(ours))
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -102,19 +102,26 @@ def check_resume(run: Path, recipe: Recipe) -> None:
         raise CheckpointError(f"{run} holds no checkpoint to resume from: start the run without --resume.")
     if read_state(folder)["config_hash"] == config_hash(recipe):
         return
-    now = flat_settings(lasting_settings(as_dict(recipe)))
+    now, usual = _lasting(recipe), _lasting(Recipe(objective=type(recipe.objective)()))
     try:
         saved = yaml.safe_load((folder / "config.yaml").read_text())
         then = flat_settings(lasting_settings(saved))
     except (OSError, yaml.YAMLError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.yaml'} cannot be read ({error}).") from error
+    newer = (key for key in now if key not in then and not key.startswith("rewards."))  # than the version that saved
+    then |= {key: usual[key] for key in newer if key in usual}
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    if not keys:
+        return
     told = ", ".join(f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)" for key in keys[:3])
     raise CheckpointError(
-        f"{folder} was trained with other settings than the recipe given now: {told or 'of another version'}; only "
-        "run.dir, run.rounds, run.minutes, tracking and checkpoint may change on resume, so start a new run for new "
-        "settings."
+        f"{folder} was trained with other settings than the recipe given now: {told}; only run.dir, run.rounds, "
+        "run.minutes, tracking and checkpoint may change on resume, so start a new run for new settings."
     )
+
+
+def _lasting(recipe: Recipe) -> dict[str, Any]:
+    return flat_settings(lasting_settings(as_dict(recipe)))
 
 
 def _blueprint(recipe: Recipe, folder: Path) -> Policy:
@@ -194,7 +201,7 @@ def _check_rewards(
             rewards.check(heldout, height=height, width=width)
         except RewardError as error:
             raise RewardError(f"evaluation.prompts do not suit the rewards: {error}") from error
-    low, high = rewards.check(prompts, height=height, width=width)
+    low, high = rewards.check(prompts, height=height, width=width, training=True)
     if recipe.objective.anchor.needs_unit_rewards and (low < -1e-6 or high > 1 + 1e-6):
         raise ConfigError(
             f"{_leash(recipe)}, but on two flat images the weighted rewards reach {low if low < 0 else high:.4g}: "

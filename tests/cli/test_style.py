@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imgrl.cli.style import _print
 from imgrl.config import resolve
+from imgrl.evaluation.style import caveats
 from imgrl.world.styles import style_set
 
 
@@ -45,6 +47,10 @@ def test_pictures_become_a_lora_a_grid_and_figures(imgrl, own, tiny, tmp_path):
     assert report == json.loads((run / "style" / "style.json").read_text())
     assert list(report["strength"]) == ["0", "0.5", "1"]
     assert set(report["strength"]["1"]) == {"probe", "gram", "kid", "copied", "content", "diversity"}
+    assert (
+        report["features"] == "efficientnet-lite0" and "nearest image of the base model" in report["notes"][1]
+    )
+    assert "efficientnet-lite0, which the training reward reads too" in report["notes"][0]
     assert report["references"] == {"train": 8, "heldout": 2} and report["images"] == 8
     assert (run / "style" / "before-after.png").is_file() and (run / "lora").is_dir()
     recipe = resolve(run / "config.yaml")
@@ -65,6 +71,17 @@ def test_captions_are_the_prompts(imgrl, own, tiny, tmp_path):
     drawn = [json.loads(line)["prompt"] for line in open(tmp_path / "run/style/prompts-train.jsonl")]
     assert drawn == [f"thing {n}" for n in range(4)]
     assert imitated(tmp_path / "run") == [("thing 0", 2), ("thing 1", 2), ("thing 2", 2), ("thing 3", 2)]
+
+
+def test_the_report_tells_what_its_figures_cannot(capsys):
+    """On features that the reward read too, in one sentence more than on others."""
+    own, other = (caveats("a network", of_reward=name) for name in ("a network", "another"))
+    assert len(own) == 2 and other == own[1:]
+    assert "a network, which the training reward reads too" in own[0]
+    assert "no agreement with the prompt" in own[1]
+    figures = {"probe": 0.5, "content": 0.25}
+    _print({"strength": {"1": figures}, "images": 8, "notes": own, "picture": "a.png", "lora": "lora"})
+    assert capsys.readouterr().out.endswith("\n".join([*own, "a.png", "lora"]) + "\n")
 
 
 def imitated(run):

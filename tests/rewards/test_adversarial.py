@@ -1,5 +1,7 @@
 """The learning reward: what it sees, when it learns, what it keeps. Identities D16 to D18, D21 and D24."""
 
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -9,7 +11,7 @@ from imgrl.rewards import RewardSet
 from imgrl.rewards.adversarial import Adversarial, Schedule
 from imgrl.rewards.features import Features
 from imgrl.rewards.learning import Alone
-from imgrl.rewards.replay import Replay
+from imgrl.rewards.references import load_references
 from imgrl.types import Prompt
 
 pytest.importorskip("timm")
@@ -43,6 +45,12 @@ def folder(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("references") / "across", stripes(24, across=True))
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """So many references that a head does not learn them by heart."""
+    return saved(tmp_path_factory.mktemp("many") / "across", stripes(96, across=True))
+
+
 def made(folder, **settings):
     settings = {"side": SIZE, "hidden": 32, "lr": 1e-3, "batch": 8, **settings}
     reward = Adversarial(references=folder, **settings)
@@ -60,28 +68,55 @@ def test_it_learns_to_tell_references_from_images(folder):
     assert (scores[:16, None] > scores[None, 16:]).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("loss", ["hinge", "bce", "pairwise"])
-def test_equal_distributions_cannot_be_told_apart(folder, loss):
+LEVELS = {"hinge": 1.0, "bce": math.log(2), "pairwise": math.log(2)}
+"""Loss where nothing can be told, sides averaged: the paper's sum over both sides is 2 and 2 log 2 in the first two."""
+
+
+@pytest.mark.parametrize("loss", LEVELS)
+def test_equal_distributions_cannot_be_told_apart(many, loss):
     # D16: what the head has learnt of old images says nothing about new ones
-    reward = made(folder, loss=loss, hidden=8)
-    right = [
-        reward.learn(stripes(16, across=True, seed=50 + round), PROMPTS, peers=Alone())["accuracy"]
-        for round in range(8)
+    reward = made(many, loss=loss, hidden=8)
+    told = [
+        reward.learn(stripes(16, across=True, seed=50 + round), PROMPTS, peers=Alone()) for round in range(8)
     ]
-    assert sum(right) / 8 == pytest.approx(0.5, abs=0.12)
+    assert sum(row["accuracy"] for row in told) / 8 == pytest.approx(0.5, abs=0.12)
+    real, fake = (reward.features(stripes(64, across=True, seed=seed)) for seed in (98, 99))
+    with torch.no_grad():
+        fresh = float(reward._loss(real, fake, PROMPTS * 4))
+    assert fresh == pytest.approx(LEVELS[loss], abs=0.06)
+
+
+@pytest.mark.parametrize("loss", LEVELS)
+def test_a_head_that_says_nothing_has_the_loss_of_chance(folder, loss):
+    reward = made(folder, loss=loss)
+    for parameter in reward.head.layers[2].parameters():
+        torch.nn.init.zeros_(parameter)
+    real, fake = (reward.features(stripes(16, across=across)) for across in (True, False))
+    with torch.no_grad():
+        assert float(reward._loss(real, fake, PROMPTS)) == pytest.approx(LEVELS[loss], abs=1e-6)
 
 
 def test_the_reward_is_the_function_that_was_trained(folder):
-    # D17: in any batch, and whether as float or rounded to 8 bits
+    # D17: in any batch
     reward = made(folder)
     images = stripes(16, across=False)
     scores = reward(images, PROMPTS)
     with torch.no_grad():
         torch.testing.assert_close(scores, reward.logit(reward.features(images)), rtol=0, atol=0)
     torch.testing.assert_close(reward(images[3:4], PROMPTS[:1])[0], scores[3], rtol=1e-4, atol=1e-5)
-    rounded = (images * 255).round() / 255
-    torch.testing.assert_close(reward(rounded, PROMPTS), scores, rtol=0, atol=1e-5)
     torch.testing.assert_close(reward(images.flip(0), PROMPTS), scores.flip(0), rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_scores_alike_as_floats_as_levels_and_as_a_picture(folder, tmp_path):
+    # D17: whatever it comes in
+    reward = made(folder)
+    images = stripes(16, across=False)
+    scores, levels = reward(images, PROMPTS), (images * 255).round().byte()
+    opened = load_references(saved(tmp_path / "pictures", images), height=SIZE, width=SIZE).images
+    assert torch.equal(opened, levels)  # pictures of Pillow, as references come
+    for other in (levels.float() / 255, levels, opened.float() / 255):
+        reward.forget()
+        assert torch.equal(reward(other, PROMPTS), scores)
 
 
 def test_weights_of_the_image_and_of_its_patches(folder):
@@ -244,34 +279,6 @@ def test_resuming_goes_on_bit_for_bit(folder):
         second.learn(images, PROMPTS, peers=Alone())
     for name, value in whole.head.state_dict().items():
         assert torch.equal(value, second.head.state_dict()[name])
-
-
-def test_replay_holds_what_fits_and_shares_it_out():
-    generator = torch.Generator().manual_seed(0)
-    replay = Replay(capacity=6)
-
-    def numbered(low, high):
-        rows = torch.arange(low, high).float()
-        return Features(rows[:, None], rows[:, None, None])
-
-    replay.add(numbered(0, 4), generator)
-    replay.add(numbered(4, 8), generator)
-    held = set(replay.state_dict(Alone())["overall"].flatten().tolist())
-    assert len(replay) == len(held) == 6 and held <= set(map(float, range(8))) and max(held) > 3
-    replay.add(numbered(8, 24), generator)  # more than it can hold
-    assert len(replay) == 6 and min(replay.state_dict(Alone())["overall"]) >= 8
-    drawn = replay.draw(100, generator)
-    assert torch.equal(drawn.overall[:, 0], drawn.patches[:, 0, 0])
-    assert set(drawn.overall.flatten().tolist()) == set(
-        replay.state_dict(Alone())["overall"].flatten().tolist()
-    )
-
-    class Second(Alone):
-        rank, size = 1, 2
-
-    other = Replay(capacity=6)
-    other.load_state_dict(replay.state_dict(Alone()), Second())
-    assert torch.equal(other.state_dict(Alone())["overall"], replay.state_dict(Alone())["overall"][3:])
 
 
 # ------------------------------------------------------------------ bad input

@@ -70,6 +70,24 @@ def test_check_finds_it_before_anything_expensive(function, sentence):
         RewardSet.from_specs({"r": {"use": function, "retries": 0}}).check(PROMPTS)
 
 
+def nothing(images, prompts):
+    return [None] * len(prompts)
+
+
+def test_a_reward_that_applies_to_no_prompt_of_a_training_set_is_refused():
+    rewards = RewardSet.from_specs({"one": lambda i, p: [0.5] * len(p), "mute": nothing})
+    with pytest.raises(
+        RewardError, match="'mute' returned None for each of the 3 prompts, so it would train"
+    ):
+        rewards.check(PROMPTS, training=True)
+    assert rewards.check(PROMPTS) == (0.5, 0.5)  # held-out prompts may be of another kind
+    rewards.check(
+        PROMPTS * 6, training=True
+    )  # 18 prompts, of which 9 were asked about: it may apply to others
+    recorded = {"one": lambda i, p: [0.5] * len(p), "mute": {"use": nothing, "weight": 0}}
+    RewardSet.from_specs(recorded).check(PROMPTS, training=True)
+
+
 @pytest.mark.parametrize(
     ("specs", "sentence"),
     [

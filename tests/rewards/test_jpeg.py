@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from imgrl.rewards.jpeg import Compressibility, Incompressibility
+from imgrl.rewards.resolve import make
 
 
 def test_sizes_and_their_order():
@@ -21,6 +22,10 @@ def test_sizes_and_their_order():
     assert busy[2] == len(file.getvalue()) / 1000
     assert 0.5 < busy[0] < busy[1] < busy[2]
     assert Compressibility()(images, ["", "", ""]) == [-kilobytes / 500 for kilobytes in busy]
+
+
+def test_the_short_name_is_compressibility():
+    assert type(make("jpeg")) is type(make("jpeg_compressibility")) is Compressibility
 
 
 def test_settings_are_checked():

@@ -101,6 +101,15 @@ def test_resuming_goes_on_bit_for_bit(listed, clip_folder, noise):
     assert torch.equal(whole(noise(8), PROMPTS), second(noise(8), PROMPTS))
 
 
+def test_a_prompt_without_a_reference_is_refused_before_it_learns(listed, clip_folder):
+    reward = made(listed, clip_folder)
+    reward.check_learning(PROMPTS)
+    with pytest.raises(
+        RewardError, match="1 of 3 prompts to train on have no reference in .*: 'a blue bird'; add"
+    ):
+        reward.check_learning([*PROMPTS, "a blue bird"])
+
+
 def test_what_cannot_be_is_refused(listed, clip_folder, tmp_path):
     with pytest.raises(RewardError, match="gives none; name one for each picture"):
         made(str(tmp_path), clip_folder)

