@@ -108,7 +108,9 @@ def check_resume(run: Path, recipe: Recipe) -> None:
         then = flat_settings(lasting_settings(saved))
     except (OSError, yaml.YAMLError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.yaml'} cannot be read ({error}).") from error
-    newer = (key for key in now if key not in then and not key.startswith("rewards."))  # than the version that saved
+    newer = (
+        key for key in now if key not in then and not key.startswith("rewards.")
+    )  # than the version that saved
     then |= {key: usual[key] for key in newer if key in usual}
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if not keys:
