@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,10 +82,12 @@ class TextSession:
         from transformers import set_seed
 
         from imgrl.training.text.drift import drift_watch
+        from imgrl.training.text.launch import refuse_sharded_weights
         from imgrl.training.text.models import load_model, load_teacher
         from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
+        refuse_sharded_weights(os.environ)
         _hush()
         if not resume and holds_results(folder):
             raise ConfigError(

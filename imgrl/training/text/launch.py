@@ -1,0 +1,43 @@
+"""What a launcher asked for, as far as copies of weights that are switched in place can go along."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from imgrl.errors import ConfigError
+
+__all__ = ["refuse_sharded_weights"]
+
+
+def refuse_sharded_weights(environment: Mapping[str, str]) -> None:
+    """Refuse a launch under which a process holds only a part of the weights.
+
+    Anchors are whole tensors that change places with the trained ones; sharded, they would be those of nothing.
+
+    Args:
+        environment: as ``accelerate launch`` leaves it.
+
+    Raises:
+        ConfigError: for FSDP, Megatron and DeepSpeed's stage 3.
+    """
+    asked = {kind for kind in ("FSDP", "MEGATRON_LM") if environment.get(f"ACCELERATE_USE_{kind}") == "true"}
+    if environment.get("ACCELERATE_USE_DEEPSPEED") == "true" and _zero_stage(environment) == "3":
+        asked.add("DeepSpeed stage 3")
+    if asked:
+        raise ConfigError(
+            f"This launch shards the weights ({', '.join(sorted(asked))}), but imgrl lm train switches whole copies of "
+            "them in place: launch with plain data parallelism or DeepSpeed stage 1 or 2, and save memory with "
+            "model.train=lora."
+        )
+
+
+def _zero_stage(environment: Mapping[str, str]) -> str | None:
+    file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file.lower() == "none":
+        return environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    try:
+        return str(json.loads(Path(file).read_text())["zero_optimization"]["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # DeepSpeed itself has a word for it

@@ -1,0 +1,55 @@
+"""Launches under which a process holds only a part of the weights are refused before a model is loaded."""
+
+import json
+
+import pytest
+
+from imgrl.config.text import resolve_text
+from imgrl.errors import ConfigError
+from imgrl.training.text.launch import refuse_sharded_weights
+from imgrl.training.text.session import TextSession
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "MEGATRON_LM"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed stage 3"),
+    ],
+)
+def test_sharded_weights_are_refused(environment, told):
+    with pytest.raises(ConfigError, match=rf"shards the weights \({told}\), .*stage 1 or 2"):
+        refuse_sharded_weights(environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"ACCELERATE_USE_FSDP": "false"},
+        {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+        {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "/nowhere.json"},
+    ],
+)
+def test_others_are_not(environment):
+    refuse_sharded_weights(environment)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_configuration_file_is_read(tmp_path, stage):
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+    if stage == 2:
+        refuse_sharded_weights(environment)
+        return
+    with pytest.raises(ConfigError, match="DeepSpeed stage 3"):
+        refuse_sharded_weights(environment)
+
+
+def test_a_run_asks_before_it_loads_a_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    recipe = resolve_text("tiny-lm/grpo", [f"run.dir={tmp_path / 'run'}", "model.path=nobody/nowhere"])
+    with pytest.raises(ConfigError, match="shards the weights"):
+        TextSession(recipe).train()
