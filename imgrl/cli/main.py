@@ -20,6 +20,7 @@ from imgrl.cli import (
     failures,
     lm,
     rewards,
+    rotate,
     sample,
     score,
     serve_rewards,
@@ -105,6 +106,7 @@ app.command("rewards")(rewards.rewards)
 app.command("serve-rewards")(serve_rewards.serve_rewards)
 app.command("score")(score.score)
 app.command("diagnose")(diagnose.diagnose)
+app.command("rotate")(rotate.rotate)
 app.command("doctor")(doctor.doctor)
 app.command("verify-resume")(verify_resume.verify_resume)
 
