@@ -39,7 +39,11 @@ def diagnose(
         str, typer.Option(help="Fraction of the weights in a mask, several as .1,.3,.5.")
     ] = "0.3",
     exact: Annotated[
-        bool, typer.Option("--exact", help="Whole spectra of large matrices too, instead of leading parts.")
+        bool,
+        typer.Option(
+            "--exact",
+            help="Whole spectra of large matrices too; a square bfloat16 one then takes four times its memory.",
+        ),
     ] = False,
     layers: Annotated[
         str | None,
