@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,9 +19,21 @@ from imgrl.training.phases import Phases
 from imgrl.training.setup import Parts
 from imgrl.types import Prompt
 
-__all__ = ["HeldOut"]
+__all__ = ["HeldOut", "warnings_of"]
 
 _DRIFT_IMAGES = 64  # noised points of the velocity norm
+_MOST_GROWTH = 1.5  # of velocities: runs that held stayed below 1.3, runs that collapsed went through here
+
+
+def warnings_of(scores: Mapping[str, float]) -> list[str]:
+    """What to tell the user of held-out figures: a policy whose velocities grow is about to be torn apart."""
+    grown = scores.get("heldout/velocity_norm", 1.0)
+    if grown <= _MOST_GROWTH:
+        return []
+    return [
+        f"velocities have grown to {grown:.2f} times the pretrained model's: the policy is drifting off; lower the "
+        "learning rate, raise the anchor's weight, or go back to an earlier checkpoint"
+    ]
 
 
 class HeldOut:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from imgrl.recipe import Recipe
 from imgrl.training import run_folder
 from imgrl.training.distributed import World
-from imgrl.training.heldout import HeldOut
+from imgrl.training.heldout import HeldOut, warnings_of
 from imgrl.training.interrupt import Interrupt
 from imgrl.training.learning import Alarms, learn_from
 from imgrl.training.phases import Phases
@@ -129,11 +130,16 @@ class Trainer:
             reporter.message(alarm)
         if due(self.round, recipe.evaluation.every) and not self._done():
             scores = self.heldout.scores(self.round, recipe.evaluation.steps[:1])
-            reporter.evaluation(self.round, scores)
+            self._show(reporter, scores)
             row |= scores | self.heldout.drift()
         self.metrics.log(self.round, row)
         if due(self.round, recipe.checkpoint.every) and not self._done():
             self._save(parts)
+
+    def _show(self, reporter: Reporter, scores: Mapping[str, float]) -> None:
+        reporter.evaluation(self.round, scores)
+        for warning in warnings_of(scores):
+            reporter.message(warning)
 
     def _blend(self, parts: Parts, result: UpdateResult) -> dict[str, float]:
         """Let the copies follow the trained weights; returns the decays used."""
@@ -202,7 +208,7 @@ class Trainer:
         after: dict[str, float] = {}
         if not interrupted:
             after = self.heldout.scores(self.round, self.recipe.evaluation.steps)
-            reporter.evaluation(self.round, after)
+            self._show(reporter, after)
             self.metrics.log(self.round, {"final": 1.0, **after, **self.heldout.drift()})
         paths = {"run": str(parts.folder), "metrics": str(self.metrics.file), "checkpoint": str(checkpoint)}
         if parts.world.main and not interrupted:

@@ -12,6 +12,7 @@ from imgrl.policies import load_policy
 from imgrl.training import heldout
 from imgrl.training.checkpoint import load_weights
 from imgrl.training.image_loop import Trainer
+from imgrl.training.reporting import Silent
 from imgrl.types import Prompt
 from imgrl.world.render import Placed, draw
 
@@ -90,3 +91,19 @@ def test_the_weights_named_are_the_ones_scored(recipe, sd3, weights):
         found[name] = sum(brightness(images, prompts)) / len(images)
     assert abs(found["current"] - found["ema"]) > 1e-4
     assert scored == pytest.approx(found[weights], abs=1e-6)
+
+
+@pytest.mark.parametrize(("grown", "told"), [(1.0, 0), (1.49, 0), (1.61, 2)])
+def test_a_policy_that_drifts_off_is_told_of(recipe, monkeypatch, grown, told):
+    """At the evaluation in the run and at the one after it."""
+    messages = []
+
+    class Heard(Silent):
+        def message(self, text):
+            messages.append(text)
+
+    made = recipe(run_rounds=2, evaluation_every=1)
+    monkeypatch.setattr(heldout, "velocity_norm_ratio", lambda *given, **settings: grown)
+    Trainer(made, reporter=Heard()).train()
+    found = [text for text in messages if "velocities have grown to 1.61 times the pretrained" in text]
+    assert len(found) == told == sum("velocities" in text for text in messages)
