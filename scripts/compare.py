@@ -147,15 +147,16 @@ def table(results: dict[str, list[list[dict[str, Any]]]], score: str) -> str:
         after = [run[-1][score] for run in runs]
         lines.append(
             f"| {label} | {before:.3f} | {statistics.mean(after):.3f} ({min(after):.3f} to {max(after):.3f}) "
-            f"| {statistics.mean(after) - before:+.3f} | {average(runs, PROBE):.3f} | {average(runs, 'minutes'):.1f} "
-            f"| {average(runs, 'images'):.0f} | {average(runs, DIVERSITY):.3f} | {average(runs, NORM):.3f} |"
+            f"| {statistics.mean(after) - before:+.3f} | {average(runs, PROBE)} | {average(runs, 'minutes', '.1f')} "
+            f"| {average(runs, 'images', '.0f')} | {average(runs, DIVERSITY)} | {average(runs, NORM)} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def average(runs: list[list[dict[str, Any]]], key: str) -> float:
-    """Mean over seeds of the last value of a metric."""
-    return statistics.mean(run[-1].get(key, float("nan")) for run in runs)
+def average(runs: list[list[dict[str, Any]]], key: str, digits: str = ".3f") -> str:
+    """Mean over seeds of the last value of a metric, if every run has one."""
+    found = [run[-1][key] for run in runs if key in run[-1]]
+    return format(statistics.mean(found), digits) if len(found) == len(runs) else "not run"
 
 
 def draw(results: dict[str, list[list[dict[str, Any]]]], score: str, file: Path) -> None:

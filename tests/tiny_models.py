@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import imgrl  # noqa: F401
 
 _SCRIPT = Path(__file__).parents[1] / "scripts" / "make_tiny_flux.py"
@@ -53,6 +55,17 @@ def build_sd3(*, t5: bool = False, shift: float = 3.0, qk_norm: str | None = Non
         text_encoder_3=flux.t5_encoder(tokenizer_3, 32).eval() if t5 else None,
         tokenizer_3=tokenizer_3,
     )
+
+
+def sd3_inputs() -> dict[str, torch.Tensor]:
+    """What the transformer of :func:`build_sd3` is called with: two images, five text tokens each."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "hidden_states": torch.randn(2, 16, 8, 8, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 5, 32, generator=generator),
+        "pooled_projections": torch.randn(2, 32, generator=generator),
+        "timestep": torch.tensor([100.0, 900.0]),
+    }
 
 
 def build_flux(**options: Any) -> Any:

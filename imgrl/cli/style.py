@@ -22,7 +22,6 @@ __all__ = ["style"]
 
 _RECIPE = "tiny-sd3/style"
 _MOST_PROMPTS, _FEWEST_PROMPTS = 24, 10
-_FEATURES = "efficientnet-lite0"  # what measures, and what an adversarial reward reads by default
 _UNCAPTIONED = (
     "The pictures have no captions, so they are compared with, not imitated: only what the model sometimes draws by "
     "itself can be learned. A .csv with the columns file and prompt gives them captions."
@@ -258,7 +257,7 @@ def _measured(recipe: Recipe, run: Path) -> dict[str, Any]:
         height=recipe.model.height,
         width=recipe.model.width,
     )
-    extractor = load_extractor(_FEATURES)
+    extractor = load_extractor()
     figures = measure_style(
         policy,
         prompts,
@@ -283,8 +282,10 @@ def _measured(recipe: Recipe, run: Path) -> dict[str, Any]:
 
 
 def _features_of_reward(recipe: Recipe) -> str:
+    from imgrl.rewards.features import DEFAULT_BACKBONE
+
     spec = recipe.rewards[_learning_reward(recipe)]
-    return getattr(spec, "args", {}).get("backbone", _FEATURES)
+    return getattr(spec, "args", {}).get("backbone", DEFAULT_BACKBONE)
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.rewards.discriminator import Head, balanced, preference_loss, side_loss
-from imgrl.rewards.features import Features, load_extractor
+from imgrl.rewards.features import DEFAULT_BACKBONE, Features, load_extractor
 from imgrl.rewards.rival import Loss, Rival
 from imgrl.rewards.schedule import OFFICIAL, Schedule
 
@@ -51,7 +51,7 @@ class Adversarial(Rival):
         self,
         *,
         references: str,
-        backbone: str = "efficientnet-lite0",
+        backbone: str = DEFAULT_BACKBONE,
         side: int | None = None,
         layers: int = 1,
         loss: Loss = "hinge",

@@ -21,7 +21,19 @@ from imgrl.errors import ModelError
 from imgrl.rewards.fingerprint import fingerprint
 from imgrl.rewards.hub import in_brief
 
-__all__ = ["Extractor", "Features", "Frozen", "LiteFeatures", "VitFeatures", "load_extractor", "prepared"]
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "Extractor",
+    "Features",
+    "Frozen",
+    "LiteFeatures",
+    "VitFeatures",
+    "load_extractor",
+    "prepared",
+]
+
+DEFAULT_BACKBONE = "efficientnet-lite0"
+"""What learning rewards read and styles are measured with, unless told otherwise; its weights come with a package."""
 
 
 class Features(NamedTuple):
@@ -162,7 +174,7 @@ def side_by_side(layers: Iterable[tuple[Tensor, Tensor]]) -> Features:
 
 
 def load_extractor(
-    name: str = "efficientnet-lite0",
+    name: str = DEFAULT_BACKBONE,
     *,
     side: int | None = None,
     layers: int = 1,
@@ -184,7 +196,7 @@ def load_extractor(
         ModelError: if the weights are not there, the network has no patches or not so many layers.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "efficientnet-lite0":
+    if name == DEFAULT_BACKBONE:
         from imgrl.rewards.backbone import load_backbone
 
         if layers != 1:

@@ -65,22 +65,22 @@ def collect(
     def score(images: Tensor, prompts: Sequence[Prompt], group: Tensor) -> Scores:
         return rewards.score(images, prompts, group=group, group_size=size, share=True, training=True)
 
-    latents, images, paths = [], [], []
+    start = _window(recipe, round)
+    latents, parts, paths = [], [], []
     with Judge(score, beside=recipe.scoring.overlap) as judge:
         for part in _parts(recipe, len(chosen)):
             with phases("rollout"):
-                made, path = _sampled(policy, chosen[part], seeds[part], recipe, _window(recipe, round))
+                made, path = _sampled(policy, chosen[part], seeds[part], recipe, start)
             with phases("decode"):
-                images.append(policy.decode(made).cpu())  # latents stay on the device, images leave it
-            judge.take(images[-1], chosen[part], group[part])
+                parts.append(policy.decode(made).cpu())  # latents stay on the device, images leave it
+            judge.take(parts[-1], chosen[part], group[part])
             latents.append(made)
             paths += [] if path is None else [path]
+        images = torch.cat(parts)
         with phases("reward"):
-            scores = judge.scores()
+            scores = judge.scores(images, chosen, group)
             rewards.check_failures(world.add_counts(scores.failures), recipe.batch.groups * size)
-    samples = Samples(
-        prompts=chosen, group=group, seeds=seeds, latents=torch.cat(latents), images=torch.cat(images)
-    )
+    samples = Samples(prompts=chosen, group=group, seeds=seeds, latents=torch.cat(latents), images=images)
     return Rollout(samples=samples, scores=scores, rows=rows, path=joined(paths) if paths else None)
 
 

@@ -31,7 +31,6 @@ class Judge:
         self, score: Callable[[Tensor, Sequence[Prompt], Tensor], Scores], *, beside: bool = False
     ) -> None:
         self._score = score
-        self._parts: list[Part] = []
         self._coming: list[Future[Scores]] = []
         self._asked: queue.SimpleQueue[tuple[Part, Future[Scores]] | None] | None = None
         if beside:
@@ -52,23 +51,20 @@ class Judge:
             self._asked.put(None)
 
     def take(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor) -> None:
-        """Hand over images [n, 3, H, W], a prompt and a group number each."""
-        if self._asked is None:
-            self._parts.append((images, prompts, group))
-            return
-        self._coming.append(Future())
-        self._asked.put(((images, prompts, group), self._coming[-1]))
+        """Show a part of the images [n, 3, H, W], a prompt and a group number each, as soon as it is made."""
+        if self._asked is not None:
+            self._coming.append(Future())
+            self._asked.put(((images, prompts, group), self._coming[-1]))
 
-    def scores(self) -> Scores:
-        """Scores of all images, in the order in which they were handed over.
+    def scores(self, images: Tensor, prompts: Sequence[Prompt], group: Tensor) -> Scores:
+        """Scores of all images, which are the parts shown, one after another.
 
         Raises:
             RewardError: whatever scoring raised, for the first part that did.
         """
         if self._asked is not None:
             return _joined([coming.result() for coming in self._coming])
-        images, prompts, group = zip(*self._parts, strict=True)
-        return self._score(torch.cat(images), [p for part in prompts for p in part], torch.cat(group))
+        return self._score(images, prompts, group)
 
     def _work(self, asked: queue.SimpleQueue[tuple[Part, Future[Scores]] | None], device: int | None) -> None:
         """Score what is asked for until nothing more is, in a thread, which does not inherit the GPU."""

@@ -87,16 +87,10 @@ def test_a_language_model_is_rotated_as_a_whole():
 @torch.no_grad()
 def test_a_diffusion_transformer_is_rotated_as_a_whole():
     """Image and text tokens attend to each other, so both streams share a rotation."""
-    from tiny_models import build_sd3
+    from tiny_models import build_sd3, sd3_inputs
 
     network = build_sd3().transformer
-    generator = torch.Generator().manual_seed(0)
-    inputs = {
-        "hidden_states": torch.randn(2, 16, 8, 8, generator=generator),
-        "encoder_hidden_states": torch.randn(2, 5, 32, generator=generator),
-        "pooled_projections": torch.randn(2, 32, generator=generator),
-        "timestep": torch.tensor([100.0, 900.0]),
-    }
+    inputs = sd3_inputs()
     before, state = network(**inputs).sample, {k: t.clone() for k, t in network.state_dict().items()}
     edited = rotate_attention(network, heads=2)
     torch.testing.assert_close(network(**inputs).sample, before, rtol=0, atol=1e-5)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from tiny_models import build_sd3
+from tiny_models import build_sd3, sd3_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from imgrl.resources import asset
@@ -44,13 +44,7 @@ def test_a_pipeline(imgrl, pipeline, tmp_path):
         StableDiffusion3Pipeline.from_pretrained(f, text_encoder_3=None, tokenizer_3=None)
         for f in (pipeline, tmp_path / "rotated")
     )
-    generator = torch.Generator().manual_seed(0)
-    inputs = {
-        "hidden_states": torch.randn(2, 16, 8, 8, generator=generator),
-        "encoder_hidden_states": torch.randn(2, 5, 32, generator=generator),
-        "pooled_projections": torch.randn(2, 32, generator=generator),
-        "timestep": torch.tensor([100.0, 900.0]),
-    }
+    inputs = sd3_inputs()
     found = [pipe.transformer(**inputs).sample for pipe in (one, other)]
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
     weights = [pipe.transformer.state_dict() for pipe in (one, other)]

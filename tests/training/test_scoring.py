@@ -91,6 +91,11 @@ def images_of(value: float) -> tuple[torch.Tensor, list[Prompt], torch.Tensor]:
     )
 
 
+def whole(*values: float) -> tuple[torch.Tensor, list[Prompt], torch.Tensor]:
+    images, prompts, group = zip(*map(images_of, values), strict=True)
+    return torch.cat(images), [prompt for part in prompts for prompt in part], torch.cat(group)
+
+
 def scored(images: torch.Tensor) -> Scores:
     values = images.mean((1, 2, 3))
     return Scores(values={"mine": values}, total=values, mask=values > 0, failures={"mine": 1})
@@ -108,7 +113,7 @@ def test_parts_are_handed_over_without_waiting_and_come_back_in_order():
         for value in (0.25, 0.0, 0.75):
             judge.take(*images_of(value))  # would never return if it scored here
         gate.set()
-        scores = judge.scores()
+        scores = judge.scores(*whole(0.25, 0.0, 0.75))
     assert scores.total.tolist() == [0.25, 0.25, 0.0, 0.0, 0.75, 0.75]
     assert scores.values["mine"].tolist() == scores.total.tolist()
     assert scores.mask.tolist() == [True, True, False, False, True, True]
@@ -127,7 +132,7 @@ def test_all_at_once_is_one_call():
         judge.take(*images_of(0.25))
         judge.take(*images_of(0.5))
         assert not sizes
-        assert judge.scores().total.tolist() == [0.25, 0.25, 0.5, 0.5]
+        assert judge.scores(*whole(0.25, 0.5)).total.tolist() == [0.25, 0.25, 0.5, 0.5]
     assert sizes == [(4, 4, 4)]
 
 
@@ -138,7 +143,7 @@ def test_an_error_while_scoring_is_raised_when_scores_are_wanted():
     with pytest.raises(RewardError, match=r"broken at 0\.25"), Judge(score, beside=True) as judge:
         judge.take(*images_of(0.25))
         judge.take(*images_of(0.5))
-        judge.scores()
+        judge.scores(*whole(0.25, 0.5))
 
 
 HANGS = """
