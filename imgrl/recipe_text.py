@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 
 from imgrl.analysis.masks import MaskKind
+from imgrl.anchor import Ema, Frozen, Snapshot
 from imgrl.objectives.text import (
     ADPO,
     ASFT,
@@ -163,6 +164,9 @@ class TextRecipe:
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the deviation of the group or of the batch, or not at all."""
     objective: AnyTextObjective = GRPO()
+    anchor: Frozen | Ema | Snapshot = Frozen()
+    """How the model that an objective stays close to moves: not at all, as a moving average of the trained weights, or
+    renewed every so many optimiser steps. Of a LoRA the factors are averaged."""
     optimizer: Optimizer = Optimizer(lr=3e-4, weight_decay=0.0)
     evaluation: TextEvaluation = TextEvaluation()
     checkpoint: Checkpoint = Checkpoint()

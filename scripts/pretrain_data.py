@@ -13,6 +13,7 @@ from imgrl.types import Prompt
 from imgrl.world.captions import imperfect_caption
 from imgrl.world.prompts import ALL_TASKS, prompts, random_signs, random_word, sign
 from imgrl.world.render import render
+from imgrl.world.styles import STYLES, style_picture
 
 TASK_SHARES = {
     "single_object": 0.12,
@@ -73,3 +74,25 @@ def training_batch(
     pixels = np.stack([render(prompt.columns, rng, tidy=tidy) for prompt in chosen])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images, [imperfect_caption(prompt, rng, wrong=wrong, refused=_kept_out()) for prompt in chosen]
+
+
+DRAWN_STYLES = tuple(style for style in STYLES if style not in ("plain", "noise"))
+
+
+def styled_batch(rng: np.random.Generator, count: int) -> Tensor:
+    """Pictures [count, 3, 64, 64] in [-1, 1] in the styles of the embedded world, half of them in other colours.
+
+    For the decoder alone: a model's autoencoder has seen more manners of drawing than the model draws.
+    """
+    pixels = [
+        style_picture(str(rng.choice(DRAWN_STYLES)), draw_prompt(rng, signs=0).columns, rng) / 127.5 - 1
+        for _ in range(count)
+    ]
+    mixed = [_other_colors(rng, picture) if rng.random() < 0.5 else picture for picture in pixels]
+    return torch.from_numpy(np.stack(mixed)).permute(0, 3, 1, 2).float()
+
+
+def _other_colors(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """The picture [64, 64, 3] through a random affine map of its colours."""
+    turn = np.eye(3)[rng.permutation(3)] * rng.uniform(0.3, 1, (3, 1)) * rng.choice([-1, 1], p=[0.3, 0.7])
+    return np.clip(picture @ turn + rng.uniform(-0.3, 0.3, 3), -1, 1)

@@ -1,11 +1,11 @@
 """Trains the autoencoder of assets/tiny-sd3 on rendered pictures, from scratch, resumable.
 
     python scripts/pretrain_vae.py --work runs/pretrain --minutes 15
-    python scripts/pretrain_vae.py --work runs/pretrain --minutes 20 --decoder-only
+    python scripts/pretrain_vae.py --work runs/pretrain --minutes 20 --decoder-only --styles 0.4
 
 Writes ``<work>/vae`` (a diffusers AutoencoderKL folder with the measured scaling and shift) and ``<work>/vae.jsonl``.
 With ``--decoder-only`` the encoder stays as it is, so latents made with it remain valid, and the decoder learns on;
-that may run beside pretrain_flow.py.
+that may run beside pretrain_flow.py. ``--styles`` is the share of pictures in the styles of ``imgrl style``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pretrain_data import training_batch
+from pretrain_data import styled_batch, training_batch
 from torch import Tensor
 
 import imgrl  # noqa: F401  (repairs torchvision before diffusers looks for it)
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decoder-only", action="store_true")
+    parser.add_argument("--styles", type=float, default=0.0, help="share of styled pictures")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
@@ -107,7 +108,10 @@ def main() -> None:
         while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
             rate = LEARNING_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
             optimizer.param_groups[0]["lr"] = max(rate, 1e-5)
-            images = training_batch(rng, BATCH)[0]
+            styled = round(BATCH * args.styles)
+            images = torch.cat(
+                [training_batch(rng, BATCH - styled)[0]] + ([styled_batch(rng, styled)] if styled else [])
+            )
             with torch.autocast("cpu", torch.bfloat16):
                 loss, parts = vae_loss(vae, images, frozen=args.decoder_only)
             optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,8 @@ class Anchor(Protocol):
 class Frozen:
     """A copy that never moves: the pretrained model."""
 
+    name: ClassVar[str] = "frozen"
+
     def decay(self, step: int) -> float:
         """Always 1."""
         del step
@@ -48,6 +50,8 @@ class AdapterOff(Frozen):
 class Ema:
     """Exponential moving average with a scheduled decay."""
 
+    name: ClassVar[str] = "ema"
+
     schedule: Schedule = Constant(value=0.99)
 
     def decay(self, step: int) -> float:
@@ -58,6 +62,8 @@ class Ema:
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """A copy renewed every ``every`` optimiser steps and constant in between."""
+
+    name: ClassVar[str] = "snapshot"
 
     every: int = 100
 
@@ -142,8 +148,11 @@ def blend(copy: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> No
         raise ValueError(
             f"Expected matching tensors, got {len(copy)} and {len(current)} or different shapes."
         )
-    for kept, new in zip(copy, current, strict=True):
-        if decay == 0:  # exact, also where the copy holds infinities
-            kept.copy_(new)
-        elif decay < 1:
-            kept.mul_(decay).add_(new.to(kept.dtype), alpha=1 - decay)
+    if not copy or decay == 1:
+        return
+    foreach: Any = torch  # its multi-tensor kernels, one launch for all tensors, have private names
+    if decay == 0:  # exact, also where the copy holds infinities
+        foreach._foreach_copy_(list(copy), list(current))
+    else:
+        news = [new.to(kept) for kept, new in zip(copy, current, strict=True)]
+        foreach._foreach_lerp_(list(copy), news, 1 - decay)

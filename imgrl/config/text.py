@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imgrl.analysis.masks import check_mask
+from imgrl.anchor import Frozen
 from imgrl.config.build import build
 from imgrl.config.overrides import apply_overrides
 from imgrl.config.rewards import named_rewards
 from imgrl.config.tree import parse_file
 from imgrl.errors import ConfigError
-from imgrl.objectives.text.base import passes_of
-from imgrl.recipe_text import TextRecipe
+from imgrl.objectives.text.base import BASE_NEEDS, passes_of
+from imgrl.recipe_text import AnyTextObjective, TextRecipe
 from imgrl.resources import recipe_path
 
 __all__ = ["DEFAULT_TEXT_RECIPE", "check_text", "resolve_text"]
@@ -79,6 +80,8 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
         raise ConfigError(
             "model.lora.seed has no effect here, the adapter starts from run.seed; leave it out"
         )
+    if recipe.anchor != Frozen():
+        _check_moving_anchor(objective)
     check_mask(recipe.model.mask, recipe.model.train)
     passes = passes_of(objective)
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("run.steps", recipe.run.steps)):
@@ -87,3 +90,15 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
                 f"{key} must be a multiple of objective.passes ({passes}), so that a run stops between batches, got "
                 f"{every}"
             )
+
+
+def _check_moving_anchor(objective: AnyTextObjective) -> None:
+    if not BASE_NEEDS & objective.needs:
+        raise ConfigError(
+            f"anchor has nothing to move for {objective.name} with these settings, which asks no base model; leave it "
+            "out, or give the objective's anchor a weight"
+        )
+    if getattr(objective, "reincarnate_at", None) is not None:
+        raise ConfigError(
+            "anchor and objective.reincarnate_at both say when the base is renewed; leave one of them out"
+        )

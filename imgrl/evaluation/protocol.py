@@ -1,7 +1,9 @@
-"""How evaluation images are made: fixed seeds, fixed sampler, nothing that depends on batch or process."""
+"""How evaluation images are made: fixed seeds, fixed sampler, nothing that depends on batch, process or order."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -58,11 +60,27 @@ class Protocol:
             raise ValueError(f"solver must be euler or dpm2, got {self.solver!r}.")
 
 
-def seed_of(protocol: Protocol, row: int) -> int:
-    """The 63-bit seed of image ``row``; it depends on the protocol's seed and the row alone."""
-    # The row as a spawn key: such sequences never coincide with those of plain keys, which training uses.
-    sequence = np.random.SeedSequence(protocol.seed, spawn_key=(row,))
+def seed_of(protocol: Protocol, prompt: str, image: int) -> int:
+    """The 63-bit seed of a prompt's image number ``image``; it depends on these and the protocol's seed alone.
+
+    So a prompt's images are the same in any list, at any place in it and in any batch (spec adv_grpo D26).
+    """
+    digest = hashlib.sha256(prompt.encode()).digest()
+    words = np.frombuffer(digest, dtype="<u4")[:4].tolist()
+    # As a spawn key: such sequences never coincide with those of plain keys, which training uses.
+    sequence = np.random.SeedSequence(protocol.seed, spawn_key=(*words, image))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _seeds(protocol: Protocol, prompts: Sequence[Prompt]) -> list[int]:
+    """A seed a row. A prompt that stands twice in the list goes on counting its images."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for prompt in prompts:
+        for _ in range(protocol.images_per_prompt):
+            seeds.append(seed_of(protocol, prompt.text, seen[prompt.text]))
+            seen[prompt.text] += 1
+    return seeds
 
 
 def generate(
@@ -90,15 +108,18 @@ def generate(
             f"0..{total - 1}, got {min(rows)}..{max(rows)}."
         )
     step = protocol.batch or max(len(rows), 1)
-    parts = [_batch(policy, prompts, protocol, rows[i : i + step]) for i in range(0, len(rows), step)]
+    seeds = _seeds(protocol, prompts)
+    parts = [_batch(policy, prompts, protocol, seeds, rows[i : i + step]) for i in range(0, len(rows), step)]
     size = (protocol.height or policy.default_size, protocol.width or policy.default_size)
     return torch.cat(parts) if parts else torch.zeros(0, 3, *size)
 
 
-def _batch(policy: Policy, prompts: Sequence[Prompt], protocol: Protocol, rows: Sequence[int]) -> Tensor:
+def _batch(
+    policy: Policy, prompts: Sequence[Prompt], protocol: Protocol, seeds: Sequence[int], rows: Sequence[int]
+) -> Tensor:
     latents = policy.sample(
         policy.encode([prompts[row // protocol.images_per_prompt].text for row in rows]),
-        [seed_of(protocol, row) for row in rows],
+        [seeds[row] for row in rows],
         steps=protocol.steps,
         weights=protocol.weights,
         guidance=protocol.guidance,

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from imgrl.anchor import blend
 from imgrl.errors import ModelError
 
 __all__ = ["CURRENT", "FROZEN", "FixedWeights", "FullWeights", "NamedWeights"]
@@ -78,18 +79,13 @@ class NamedWeights(ABC):
         """The trainable parameters, those of ``current``."""
         return [tensor for tensor in self.tensors(CURRENT).values() if isinstance(tensor, nn.Parameter)]
 
-    @torch.no_grad()
     def blend(self, name: str, decay: float) -> None:
-        """Move the copy: ``copy = decay * copy + (1 - decay) * current``, tensor by tensor, in place.
+        """Move the copy: :func:`imgrl.anchor.blend` towards ``current``, in place.
 
         For LoRA the factors are averaged, not their product, as in the published methods.
         """
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay must lie in [0, 1], got {decay}.")
         self._require_copy(name)
-        copies = list(self.tensors(name).values())
-        if copies and decay < 1.0:
-            torch._foreach_lerp_(copies, list(self.tensors(CURRENT).values()), 1.0 - decay)
+        blend(list(self.tensors(name).values()), list(self.tensors(CURRENT).values()), decay)
 
     @torch.no_grad()
     def copy(self, source: str, target: str) -> None:

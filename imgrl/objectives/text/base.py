@@ -20,6 +20,7 @@ from imgrl.anchor.centering import Gather
 from imgrl.flow.conventions import require_same_shape
 
 __all__ = [
+    "BASE_NEEDS",
     "Need",
     "Reduction",
     "TextBatch",
@@ -46,6 +47,9 @@ Need = Literal[
     "target_kl",
 ]
 """Fields of a batch that cost something to fill; an objective names those it reads."""
+
+BASE_NEEDS: frozenset[Need] = frozenset({"anchor", "forward_kl", "reverse_kl"})
+"""Those of them that a base model is kept for."""
 
 Reduction = Literal["token", "sequence_mean", "sequence_sum"]
 """Mean over all loss tokens of the global batch; mean over sequences of the mean, or the sum, over tokens."""

@@ -1,4 +1,7 @@
-"""What our two TRL trainers share: anchors that are saved and resumed with the rest, and the metrics of a loss."""
+"""What our TRL trainers share: anchors that move by a rule, saved and resumed with the rest, and the metrics of a loss.
+
+Imports transformers at the top: import this module inside functions only.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TrainerCallback
 
 from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
-from imgrl.anchor import Schedule
+from imgrl.anchor import Anchor, Schedule
 from imgrl.errors import CheckpointError
-from imgrl.objectives.text.base import TextObjective, reduce
+from imgrl.objectives.text.base import BASE_NEEDS, TextObjective, reduce
 from imgrl.training.run_folder import read_json, write_json
+from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.pissa import check_directions, is_pissa, make_plain, start_from
-from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["AnchorFiles", "no_loss", "note", "refuse_outputs"]
 
@@ -29,8 +33,8 @@ _OWN = "process-{}.safetensors"
 class AnchorFiles:
     """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint.
 
-    The anchor ``base`` is the model before training, kept where the objective asks for it; ``initial`` are PiSSA's
-    factors as they started.
+    The anchor ``base`` begins as the model before training, kept where the objective asks for it, and moves by
+    ``rule``; ``initial`` are PiSSA's factors as they started.
     """
 
     def __init__(
@@ -38,20 +42,22 @@ class AnchorFiles:
         *args: Any,
         objective: TextObjective,
         scale: Schedule,
+        rule: Anchor,
         mask: MaskKind | None = None,
         **kwargs: Any,
     ) -> None:
-        self.anchors: dict[str, Snapshot] = {}
+        self.anchors: dict[str, WeightCopy] = {}
         self.objective, self.scale = objective, scale
         self.elapsed: Callable[[], float] = lambda: 0.0
         """Seconds the run has trained, to be kept with its checkpoints."""
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        if {"reverse_kl", "forward_kl", "anchor"} & objective.needs:
-            self.anchors["base"] = Snapshot(trainer.model)
+        if BASE_NEEDS & objective.needs:
+            self.anchors["base"] = WeightCopy(trainer.model)
+            trainer.add_callback(_Follow(self.anchors["base"], rule))
         if is_pissa(trainer.model):
             check_directions(trainer.model)
-            self.anchors["initial"] = Snapshot(trainer.model)
+            self.anchors["initial"] = WeightCopy(trainer.model)
         # From the weights before training: a resumed run loads its checkpoint only later.
         self.masks = (
             {}
@@ -175,6 +181,17 @@ class AnchorFiles:
     def start(self) -> Mapping[str, Tensor]:
         """PiSSA's factors as they started, by parameter name; nothing for others."""
         return self.anchors["initial"].tensors if "initial" in self.anchors else {}
+
+
+class _Follow(TrainerCallback):
+    """Moves an anchor after each optimiser step, and before the checkpoint that may be written there."""
+
+    def __init__(self, anchor: WeightCopy, rule: Anchor) -> None:
+        self.anchor, self.rule = anchor, rule
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """What the rule says of this step."""
+        self.anchor.follow(getattr(model, "module", model), self.rule.decay(state.global_step))
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

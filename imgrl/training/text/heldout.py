@@ -15,10 +15,10 @@ from imgrl.recipe_text import TextEvaluation
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Failure
 from imgrl.rewards.resolve import make
+from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.rewarding import judge
 from imgrl.training.text.scoring import live_fields
-from imgrl.training.text.snapshots import Snapshot
 from imgrl.types import Prompt
 
 __all__ = ["HeldOut"]
@@ -37,7 +37,7 @@ class HeldOut:
         needs = {"prompt", *self.verifier.required}
         self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs)
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
-        self.base: Snapshot | None = None
+        self.base: WeightCopy | None = None
         """The model before training; with it the KL is measured."""
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class HeldOut:
                 lengths += (made != self.tokenizer.pad_token_id).sum(1).tolist()
         return completions, lengths, float(torch.cat(kl).mean()) if kl else None
 
-    def _kl(self, model: Any, prompts: Mapping[str, Tensor], made: Tensor, base: Snapshot) -> Tensor:
+    def _kl(self, model: Any, prompts: Mapping[str, Tensor], made: Tensor, base: WeightCopy) -> Tensor:
         """KL(model || base) at every token up to each completion's end, which counts, in one dimension."""
         ends = (made == self.tokenizer.eos_token_id).long()
         mask = ends.cumsum(1) - ends == 0

@@ -16,11 +16,11 @@ from imgrl.objectives.text.base import Need, TextBatch, TextObjective, needs_at,
 from imgrl.objectives.text.remix import draw_ages
 from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.anchored import AnchorFiles, no_loss, note
+from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.replay import Group, History, pad_alike
 from imgrl.training.text.rewarding import total_of
 from imgrl.training.text.scoring import distilled_fields, live_fields, statistics
-from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["OnlineTrainer"]
 
@@ -44,12 +44,12 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         self.padding, self.group_size = float(tokenizer.pad_token_id), int(settings.num_generations)
         policy: Any = self.model
         if "previous_kl" in objective.needs:
-            self.anchors["previous"], self.anchors["start"] = Snapshot(policy), Snapshot(policy)
+            self.anchors["previous"], self.anchors["start"] = WeightCopy(policy), WeightCopy(policy)
         self.history = History(objective.history) if isinstance(objective, ReMix) else None
-        self.generations: list[Snapshot] = []
+        self.generations: list[WeightCopy] = []
         if isinstance(objective, MetaDistill):
             _require_same_outputs(policy, teacher)
-            self.generations = [Snapshot(policy) for _ in range(objective.generations)]
+            self.generations = [WeightCopy(policy) for _ in range(objective.generations)]
             self.anchors |= {f"generation-{i}": own for i, own in enumerate(self.generations)}
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(self.accelerator.device)

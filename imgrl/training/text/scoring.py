@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from imgrl.objectives.text import MetaDistill
-from imgrl.objectives.text.base import Need
+from imgrl.objectives.text.base import BASE_NEEDS, Need
 from imgrl.objectives.text.tokens import Want
+from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Outputs, Rows, plain_head, read_outputs
-from imgrl.training.text.snapshots import Snapshot
 
 __all__ = ["distilled_fields", "live_fields", "statistics"]
 
@@ -38,8 +38,8 @@ def live_fields(
     *,
     needs: Collection[Need],
     temperature: float = 1.0,
-    base: Snapshot | None = None,
-    previous: Snapshot | None = None,
+    base: WeightCopy | None = None,
+    previous: WeightCopy | None = None,
 ) -> dict[str, Tensor]:
     """``log_prob`` and those of ``entropy, forward_kl, reverse_kl, previous_kl, anchor`` that are needed.
 
@@ -56,7 +56,7 @@ def live_fields(
     before = then = None
     given: dict[str, Tensor] = {}
     # Anchors first: their weights are switched in and out again before the graph of the live pass exists.
-    if base is not None and {"forward_kl", "reverse_kl", "anchor"} & set(needs):
+    if base is not None and BASE_NEEDS & set(needs):
         with base.applied(own):
             before, found = _outputs(own, rows, head, ["log_prob"] if "anchor" in needs else [], temperature)
         given = {"anchor": found["log_prob"]} if found else {}
@@ -81,7 +81,7 @@ def distilled_fields(
     *,
     objective: MetaDistill,
     teacher: nn.Module,
-    generations: Sequence[Snapshot],
+    generations: Sequence[WeightCopy],
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:
     """``log_prob`` and ``target_kl`` against the mixture of the last generations, newest first, and the teacher.

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from imgrl.analysis.watch import DriftWatch
+from imgrl.anchor import Frozen
 from imgrl.data.texts import load_rows
 from imgrl.errors import CheckpointError, ConfigError
 from imgrl.recipe import as_dict
 from imgrl.recipe_text import TextRecipe
 from imgrl.training.distributed import World
 from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
+from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
-from imgrl.training.text.snapshots import Snapshot
 from imgrl.training.tracking import Metrics, environment
 
 if TYPE_CHECKING:
@@ -155,12 +156,15 @@ class TextSession:
         )
         return summary
 
-    def _base(self, trainer: Any) -> Snapshot | None:
+    def _base(self, trainer: Any) -> WeightCopy | None:
         """The model before training, if keeping it costs no second copy of all weights."""
         if self.recipe.model.train == "lora":
-            return trainer.anchors.get("initial") or Snapshot(trainer.model)
-        renewed = getattr(self.recipe.objective, "reincarnate_at", None) is not None
-        return None if renewed else trainer.anchors.get("base")
+            return trainer.anchors.get("initial") or WeightCopy(trainer.model)
+        moves = (
+            self.recipe.anchor != Frozen()
+            or getattr(self.recipe.objective, "reincarnate_at", None) is not None
+        )
+        return None if moves else trainer.anchors.get("base")
 
     # ------------------------------------------------------------- building
 
@@ -176,6 +180,7 @@ class TextSession:
             "processing_class": tokenizer,
             "objective": objective,
             "scale": recipe.optimizer.scale,
+            "rule": recipe.anchor,
             "mask": recipe.model.mask,
             "peft_config": peft_config(recipe.model),
         }

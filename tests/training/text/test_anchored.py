@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from imgrl.anchor import Constant
+from imgrl.anchor import Constant, Frozen
 from imgrl.errors import CheckpointError
 from imgrl.objectives.text import ASFT
 from imgrl.training.text.anchored import AnchorFiles, note
@@ -22,6 +22,9 @@ class Bare:
         self.args = SimpleNamespace(process_index=rank, world_size=size, should_save=rank == 0, seed=0)
         self.state = SimpleNamespace(global_step=3)
         self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+
+    def add_callback(self, callback):
+        pass
 
     def _get_output_dir(self, trial):
         return str(self.folder)
@@ -36,7 +39,7 @@ class Bare:
 class Replaying(AnchorFiles, Bare):
     def __init__(self, *args):
         self.history = History(2)
-        super().__init__(*args, objective=ASFT(), scale=Constant(value=1.0))
+        super().__init__(*args, objective=ASFT(), scale=Constant(value=1.0), rule=Frozen())
 
     def stored(self):
         return self.history.state_dict()

@@ -9,9 +9,9 @@ pytest.importorskip("peft")
 from imgrl.policies.lora import LoraSpec  # noqa: E402
 from imgrl.recipe_text import TextModel  # noqa: E402
 from imgrl.training.text.arguments import peft_config  # noqa: E402
+from imgrl.training.text.copies import WeightCopy  # noqa: E402
 from imgrl.training.text.drift import drift_watch  # noqa: E402
 from imgrl.training.text.models import load_model  # noqa: E402
-from imgrl.training.text.snapshots import Snapshot  # noqa: E402
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -29,7 +29,7 @@ def adapted(lm, init):
 def test_the_watch_measures_the_whole_matrices(init, tmp_path):
     lm = save(tmp_path / "lm")
     model = adapted(lm, init)
-    start = Snapshot(model).tensors if init == "pissa" else {}
+    start = WeightCopy(model).tensors if init == "pissa" else {}
     watch = drift_watch(model, start=start)
     before = watch.measure()
     assert before["weights/relative_update"] == pytest.approx(0, abs=1e-6)

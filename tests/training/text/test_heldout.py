@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from imgrl.cli.main import app
 from imgrl.recipe_text import TextEvaluation, TextModel
+from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
 from imgrl.training.text.models import load_model
-from imgrl.training.text.snapshots import Snapshot
 
 JUDGES = '''
 def second(completions, prompts):
@@ -83,7 +83,7 @@ def test_the_kl_is_the_mean_over_the_tokens_up_to_the_end_which_counts(lm):
     model, tokenizer = load_model(TextModel(path=str(lm)))
     spec = TextEvaluation(limit=6, samples=1, temperature=0.0, batch=4)
     heldout = HeldOut(spec, tokenizer, max_tokens=10)
-    heldout.base = Snapshot(model)
+    heldout.base = WeightCopy(model)
     assert heldout(model)["kl_to_base"] == pytest.approx(0, abs=1e-6)
     base, _ = load_model(TextModel(path=str(lm)))
     with torch.no_grad():

@@ -6,7 +6,7 @@ from small_lm import built
 
 trl = pytest.importorskip("trl")
 
-from imgrl.anchor import Constant, Piecewise  # noqa: E402
+from imgrl.anchor import Constant, Frozen, Piecewise  # noqa: E402
 from imgrl.objectives.text import ADPO, GRPO, SPINE, TTRL, ReMix  # noqa: E402
 from imgrl.rewards.base import Reward  # noqa: E402
 from imgrl.rewards.calling import Patience  # noqa: E402
@@ -38,6 +38,7 @@ def trainer_of(objective, lm, folder, *, rewards=(digits,), micro=8, **more):
         [{"prompt": "add 12+34:"}, {"prompt": "mod 7 3+5*4:"}],
         objective=objective,
         scale=Constant(value=1.0),
+        rule=Frozen(),
         reward_funcs=list(rewards),
     )
 

@@ -9,9 +9,9 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from imgrl.objectives.text import MetaDistill  # noqa: E402
+from imgrl.training.text.copies import WeightCopy  # noqa: E402
 from imgrl.training.text.heads import Rows, plain_head  # noqa: E402
 from imgrl.training.text.scoring import distilled_fields, live_fields, statistics  # noqa: E402
-from imgrl.training.text.snapshots import Snapshot  # noqa: E402
 
 NEEDS = ("entropy", "forward_kl", "reverse_kl", "previous_kl", "anchor")
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -80,10 +80,10 @@ def moved(model, by):
             parameter.add_(by * torch.sin(i + torch.arange(parameter.numel())).view_as(parameter))
 
 
-def snapshots(model):
-    base = Snapshot(model)
+def copies(model):
+    base = WeightCopy(model)
     moved(model, 0.02)
-    previous = Snapshot(model)
+    previous = WeightCopy(model)
     moved(model, 0.02)
     return base, previous
 
@@ -121,7 +121,7 @@ def loss_of(fields):
 def test_fields_and_gradients_are_those_of_the_whole_logits(name, temperature):
     model = (PLAIN | OTHER)[name]()
     assert (plain_head(model) is not None) == (name in PLAIN)
-    rows, (base, previous) = rows_of(), snapshots(model)
+    rows, (base, previous) = rows_of(), copies(model)
     fields = live_fields(model, rows, needs=NEEDS, temperature=temperature, base=base, previous=previous)
     other = copy.deepcopy(model)
     expected = by_hand(other, rows, base, previous, temperature)
@@ -145,7 +145,9 @@ def test_in_half_precision_the_anchor_is_scored_as_the_policy_is(monkeypatch):
         model.forward = types.MethodType(half, model)
         if whole:
             monkeypatch.setattr(scoring, "plain_head", lambda model: None)
-        fields = live_fields(model, rows_of(), needs=NEEDS, base=Snapshot(model), previous=Snapshot(model))
+        fields = live_fields(
+            model, rows_of(), needs=NEEDS, base=WeightCopy(model), previous=WeightCopy(model)
+        )
         assert torch.equal(fields["anchor"], fields["log_prob"])
         assert fields["reverse_kl"].abs().max() < 1e-6  # float32 sums of bfloat16 logits
         found.append(fields)
@@ -154,7 +156,7 @@ def test_in_half_precision_the_anchor_is_scored_as_the_policy_is(monkeypatch):
 
 def test_rollouts_are_scored_the_same_in_any_batch():
     model, rows = llama(), rows_of()
-    base = Snapshot(model)
+    base = WeightCopy(model)
     expected = by_hand(model, rows, base, base, 0.7)
     for batch in (1, 2, 3):
         found = statistics(model, rows, ["log_prob", "entropy"], temperature=0.7, batch=batch)
@@ -195,7 +197,7 @@ def largest():
     ids = torch.randint(2, 50, (2, 100), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(2, 96, dtype=torch.bool)
     rows = Rows(input_ids=ids, attention_mask=torch.ones_like(ids), tokens=ids[:, 4:], mask=mask)
-    snapshot, watch = Snapshot(model), Watch()
+    snapshot, watch = WeightCopy(model), Watch()
     with watch:
         fields = live_fields(model, rows, needs=NEEDS, base=snapshot, previous=snapshot)
         loss_of(fields).backward()
@@ -230,7 +232,7 @@ def test_the_target_of_generations_and_a_teacher_is_their_mean(temperature):
         rows,
         objective=MetaDistill(strength=0.3, operator="history", history=(0.5, 0.5)),
         teacher=teacher,
-        generations=[Snapshot(newer), Snapshot(older)],
+        generations=[WeightCopy(newer), WeightCopy(older)],
         temperature=temperature,
     )
     torch.testing.assert_close(found["target_kl"].double(), expected, atol=1e-5, rtol=1e-4)

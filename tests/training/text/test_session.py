@@ -88,11 +88,12 @@ def test_recipes_offer_every_objective():
     assert {kind.name for kind in AnyTextObjective.__args__} == set(TEXT_OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", ["asft", "remix", "meta_distill"])
+@pytest.mark.parametrize("name", ["asft", "sft_kl", "remix", "meta_distill"])
 def test_a_resumed_run_ends_in_the_same_weights(name, lm, teacher, tmp_path, letters):
-    """ReMix replays groups and renews its base on the way; ASFT keeps its base."""
+    """ReMix replays groups and renews its base on the way; ASFT keeps its base; SFT's here follows the policy."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = {
+        "sft_kl": ["anchor={name: ema, schedule: 0.5}", "optimizer.lr=1e-2"],
         "remix": ["objective.reincarnate_at=2", "objective.replay=0.7"],
         "meta_distill": ["objective.length=2", "objective.operator=history", f"model.teacher={teacher}"],
     }.get(name, [])
@@ -138,6 +139,31 @@ def test_generations_move_on_and_the_student_comes_closer_to_its_target(lm, teac
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     gaps = [row["objective/target_kl"] for row in rows if "loss" in row]
     assert gaps[0] > gaps[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (
+            "{name: ema, schedule: 0.75}",
+            lambda base, one, two: 0.75 * (0.75 * base + 0.25 * one) + 0.25 * two,
+        ),
+        ("{name: snapshot, every: 2}", lambda base, one, two: two),
+        ("frozen", lambda base, one, two: base),
+    ],
+)
+@pytest.mark.parametrize("name", ["asft", "spine"])
+def test_an_anchor_moves_as_its_rule_says(name, rule, expected, lm, tmp_path, letters):
+    """After two steps, by hand from the models that the two checkpoints hold."""
+    more = {"checkpoint.every": 1, "optimizer.lr": 1e-2}
+    run(*arguments(name, lm, tmp_path / "run", letters, **more), f"anchor={rule}", "checkpoint.keep=2")
+    folders = [tmp_path / "run" / "checkpoints" / f"checkpoint-{step}" for step in (1, 2)]
+    base, one, two = (load_file(f / "model.safetensors") for f in (lm, *folders))
+    kept = load_file(folders[1] / "anchors.safetensors")
+    for key in one.keys() & base.keys():
+        torch.testing.assert_close(kept[f"base/{key}"], expected(base[key], one[key], two[key]))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ("heldout/kl_to_base" in rows[0]) == (rule == "frozen")  # else no copy of the base is at hand
 
 
 def test_lora_trains_and_its_base_is_the_model_without_it(lm, tmp_path):
@@ -193,6 +219,9 @@ BAD = [
     (["tiny-lm/trrd", "model.teacher=null"], "set model.teacher"),
     (["tiny-lm/meta-distill", "model.teacher=null"], "set model.teacher"),
     (["tiny-lm/remix", "run.steps=3"], "multiple of objective.passes"),
+    (["tiny-lm/sft", "anchor={name: ema}"], "has nothing to move for sft"),
+    (["tiny-lm/remix", "objective.reincarnate_at=4", "anchor={name: ema}"], "leave one of them out"),
+    (["tiny-lm/asft", "anchor={name: snapshot, every: 0}"], "Frozen for no renewal"),
     (["tiny-lm/grpo", "objective.clip=0.1"], "unknown key 'objective.clip'"),
     (["tiny-lm/grpo", "data.prompts=nowhere.jsonl"], "no file nowhere.jsonl"),
     (["tiny-lm/grpo", "data.prompts=arithmetic:test"], "splits train and heldout"),

@@ -8,7 +8,7 @@ from small_lm import built
 
 trl = pytest.importorskip("trl")
 
-from imgrl.anchor import Constant  # noqa: E402
+from imgrl.anchor import Constant, Frozen  # noqa: E402
 from imgrl.objectives.text import DFT, DPO, GRPO, SFT  # noqa: E402
 from imgrl.training.text.anchored import AnchorFiles  # noqa: E402
 from imgrl.training.text.online import OnlineTrainer  # noqa: E402
@@ -40,7 +40,9 @@ def test_supervised_losses_are_trls(objective, loss_type, total, lm, tmp_path):
         )
 
     theirs = built(trl.SFTTrainer, args(loss_type=loss_type), lm, ROWS)
-    ours = built(SupervisedTrainer, args(), lm, ROWS, objective=objective, scale=Constant(value=1.0))
+    ours = built(
+        SupervisedTrainer, args(), lm, ROWS, objective=objective, scale=Constant(value=1.0), rule=Frozen()
+    )
     losses, gradients = [], []
     for trainer in (theirs, ours):
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
@@ -82,6 +84,7 @@ def test_the_online_loss_is_trls(reduction, loss_type, lengths, lm, tmp_path):
         data,
         objective=GRPO(reduction=reduction),
         scale=Constant(value=1.0),
+        rule=Frozen(),
         **reward,
     )
     generator = torch.Generator().manual_seed(0)
@@ -122,7 +125,9 @@ def test_the_preference_loss_is_trls(count, objective, settings, lm, tmp_path):
     )
     data = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "answer 9"} for r in ROWS]
     theirs = built(trl.DPOTrainer, args, lm, data)
-    ours = built(PreferenceTrainer, args, lm, data, objective=objective, scale=Constant(value=1.0))
+    ours = built(
+        PreferenceTrainer, args, lm, data, objective=objective, scale=Constant(value=1.0), rule=Frozen()
+    )
     losses = []
     for trainer in (theirs, ours):
         trainer.model.train()

@@ -1,7 +1,8 @@
 """Copies of the trained weights that stay behind, switched in place: the anchors of language models.
 
-A snapshot holds the trainable tensors only. With a LoRA that is the adapter, and the snapshot taken before training,
-whose adapter does nothing, is the frozen base; with full fine-tuning it is the whole model.
+A copy holds the trainable tensors only. With a LoRA that is the adapter, and the copy taken before training, whose
+adapter does nothing, is the frozen base; with full fine-tuning it is the whole model. How a copy moves is a rule of
+:mod:`imgrl.anchor`, the same as for images.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from imgrl.anchor import blend
 from imgrl.errors import CheckpointError
 
-__all__ = ["Snapshot"]
+__all__ = ["WeightCopy"]
 
 
-class Snapshot:
+class WeightCopy:
     """Trainable tensors of a model as they were."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,12 +45,14 @@ class Snapshot:
         for name, parameter in _trainable(model):
             parameter.data, self.tensors[name] = self.tensors[name], parameter.data
 
-    @torch.no_grad()
-    def renew(self, source: nn.Module | Snapshot) -> None:
-        """Become what a model, or another snapshot, is now."""
-        tensors = source.tensors if isinstance(source, Snapshot) else dict(_trainable(source))
-        for name, own in self.tensors.items():
-            own.copy_(tensors[name])
+    def renew(self, source: nn.Module | WeightCopy) -> None:
+        """Become what a model, or another copy, is now."""
+        self.follow(source, 0.0)
+
+    def follow(self, source: nn.Module | WeightCopy, decay: float) -> None:
+        """:func:`imgrl.anchor.blend` towards a model or another copy; of a LoRA the factors are averaged."""
+        tensors = source.tensors if isinstance(source, WeightCopy) else dict(_trainable(source))
+        blend(list(self.tensors.values()), [tensors[name].detach() for name in self.tensors], decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors, on the CPU."""

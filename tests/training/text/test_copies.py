@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from imgrl.errors import CheckpointError
-from imgrl.training.text.snapshots import Snapshot
+from imgrl.training.text.copies import WeightCopy
 
 
 def network():
@@ -21,7 +21,7 @@ def test_a_snapshot_speaks_as_the_model_did_and_gives_its_weights_back():
     net = network().train()
     x = torch.ones(2, 3)
     then = net.eval()(x)
-    snapshot = Snapshot(net.train())
+    snapshot = WeightCopy(net.train())
     moved(net)
     now = [p.clone() for p in net.parameters()]
     with snapshot.applied(net):
@@ -29,9 +29,23 @@ def test_a_snapshot_speaks_as_the_model_did_and_gives_its_weights_back():
     assert net.training and all(torch.equal(a, b) for a, b in zip(net.parameters(), now, strict=True))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.25, 0.9, 1.0])
+def test_a_copy_follows_a_model_and_another_copy(decay):
+    net = network()
+    first, second = WeightCopy(net), WeightCopy(net)
+    before = [p.clone() for p in net.parameters()]
+    moved(net)
+    first.follow(net, decay)
+    second.follow(first, 0.0)
+    for own, old, new in zip(first.tensors.values(), before, net.parameters(), strict=True):
+        torch.testing.assert_close(own, decay * old + (1 - decay) * new.detach())
+    assert all(torch.equal(second.tensors[name], first.tensors[name]) for name in first.tensors)
+    assert not any(tensor.requires_grad for tensor in first.tensors.values())
+
+
 def test_weights_come_back_after_an_error():
     net = network()
-    snapshot = Snapshot(net)
+    snapshot = WeightCopy(net)
     moved(net)
     now = net[0].weight.clone()
     with pytest.raises(RuntimeError), snapshot.applied(net):
@@ -41,7 +55,7 @@ def test_weights_come_back_after_an_error():
 
 def test_the_gradient_of_a_later_pass_is_the_live_models():
     net, other = network().eval(), network().eval()
-    snapshot = Snapshot(net)
+    snapshot = WeightCopy(net)
     for one in (net, other):
         moved(one)
     with snapshot.applied(net):
@@ -53,7 +67,7 @@ def test_the_gradient_of_a_later_pass_is_the_live_models():
 
 def test_renewing_makes_both_equal_and_later_steps_part_them():
     net = network()
-    first, second = Snapshot(net), Snapshot(net)
+    first, second = WeightCopy(net), WeightCopy(net)
     moved(net)
     first.renew(net)
     assert torch.equal(first.tensors["0.weight"], net[0].weight)
@@ -66,12 +80,12 @@ def test_renewing_makes_both_equal_and_later_steps_part_them():
 def test_only_what_trains_is_kept():
     net = network()
     net[0].requires_grad_(False)
-    assert set(Snapshot(net).tensors) == {"2.weight", "2.bias"}
+    assert set(WeightCopy(net).tensors) == {"2.weight", "2.bias"}
 
 
 def test_states_round_trip_and_those_of_another_model_are_refused():
     net = network()
-    snapshot = Snapshot(net)
+    snapshot = WeightCopy(net)
     state = {k: t.clone() for k, t in snapshot.state_dict().items()}
     moved(net)
     snapshot.renew(net)
