@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decoder-only", action="store_true")
+    parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="highest learning rate")
     parser.add_argument("--styles", type=float, default=0.0, help="share of styled pictures")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -99,14 +100,14 @@ def main() -> None:
     )
     optimizer = torch.optim.AdamW(
         [p for p in vae.parameters() if p.requires_grad],
-        lr=LEARNING_RATE,
+        lr=args.rate,
         betas=(0.9, 0.95),
         weight_decay=1e-3,
     )
     start, step = time.monotonic(), 0
     with (args.work / "vae.jsonl").open("a") as log:
         while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
-            rate = LEARNING_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
+            rate = args.rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * progress))
             optimizer.param_groups[0]["lr"] = max(rate, 1e-5)
             styled = round(BATCH * args.styles)
             images = torch.cat(
