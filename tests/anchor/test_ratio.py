@@ -32,14 +32,6 @@ def test_group_mean_by_hand():
     assert center(x, group).tolist() == [-1.0, -5.0, 1.0, 5.0]
 
 
-@given(seed=st.integers(0, 999), constant=st.floats(-100, 100))
-def test_centring_twice_is_centring_once_and_forgets_prompt_constants(seed, constant):
-    x, _, group = rows(seed)
-    once = center(x, group)
-    torch.testing.assert_close(center(once, group), once)
-    torch.testing.assert_close(center(x + constant * (group == 4), group), once, atol=1e-9, rtol=0)
-
-
 def test_softmax_sums_to_one_in_each_group():
     x, _, group = rows()
     weights = group_softmax(x, group, temperature=0.3)
@@ -214,8 +206,6 @@ def test_log_ratio_levels_by_hand():
     assert log_ratio(policy, anchor, mask=mask, level="mean").tolist() == [-0.25]
 
 
-def test_anchored_softmax_is_uniform_at_equality():
-    same = anchored_softmax(torch.zeros(2, 4), temperature=0.5)
-    torch.testing.assert_close(same.exp(), torch.full((2, 4), 0.25))
+def test_anchored_softmax_by_hand():
     moved = anchored_softmax(torch.tensor([[1.0, 0.0]]), temperature=0.5).exp()
     assert moved[0, 0].item() == pytest.approx(1 / (1 + torch.e**-2))
