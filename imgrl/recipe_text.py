@@ -102,6 +102,27 @@ class TextData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VLLM:
+    """Completions by vLLM, as TRL drives it; the loss reads the trained model's own probabilities of them."""
+
+    mode: Literal["colocate", "server"] = "colocate"
+    """On the training GPUs, or by a server of ``trl vllm-serve``."""
+    url: Text | None = None
+    """The server's address."""
+    memory: Annotated[float, Gt(0), Le(1)] = 0.3
+    """Share of each GPU's memory that a colocated vLLM takes."""
+    tensor_parallel: Positive = 1
+    """GPUs a colocated model is split over."""
+
+    def __post_init__(self) -> None:
+        """Refuse a server without an address, and an address that nobody asks."""
+        if (self.mode == "server") != (self.url is not None):
+            raise ValueError(
+                f"Expected url with mode 'server' and only there, got mode {self.mode!r} and url {self.url!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """How completions are sampled while training."""
 
@@ -109,6 +130,8 @@ class Generation:
     temperature: PositiveFloat = 1.0
     """Also divides the logits in the loss: the ratio is then that of the distribution that was sampled."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    vllm: VLLM | None = None
+    """None generates with the trained model itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +142,9 @@ class TextBatchSizes:
     """Prompts a step; for supervised objectives sequences, for preferences pairs."""
     group_size: Positive = 8
     """Completions a prompt; 1 where none are generated."""
+    votes: Positive | None = None
+    """Completions a prompt that are sampled and judged, such as those that vote; the first ``group_size`` of them are
+    trained on, compared with each other. None: as many."""
     micro: Positive | None = None
     """Sequences in one forward-backward pass on each process; None takes all at once."""
 

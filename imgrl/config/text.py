@@ -62,6 +62,7 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
             f"batch.groups must be a multiple of the {processes} processes, each of which holds whole groups, got "
             f"{batch.groups}"
         )
+    _check_votes(recipe)
     micro = batch.micro or total // processes
     if (total // processes) % micro:
         raise ConfigError(
@@ -90,6 +91,27 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
                 f"{key} must be a multiple of objective.passes ({passes}), so that a run stops between batches, got "
                 f"{every}"
             )
+
+
+def _check_votes(recipe: TextRecipe) -> None:
+    batch, objective = recipe.batch, recipe.objective
+    if batch.votes is None:
+        return
+    if objective.kind != "online" or objective.name == "remix":
+        raise ConfigError(
+            f"batch.votes is for objectives that compare a prompt's fresh completions, not for {objective.name}; leave "
+            "it out"
+        )
+    if batch.votes < batch.group_size:
+        raise ConfigError(
+            f"batch.votes must be at least batch.group_size ({batch.group_size}), the part of them that is trained on, "
+            f"got {batch.votes}"
+        )
+    if batch.micro is not None and batch.micro % batch.group_size:
+        raise ConfigError(
+            f"batch.micro must be a multiple of batch.group_size ({batch.group_size}) with batch.votes, got "
+            f"{batch.micro}"
+        )
 
 
 def _check_moving_anchor(objective: AnyTextObjective) -> None:

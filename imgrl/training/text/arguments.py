@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from imgrl.errors import ConfigError
 from imgrl.objectives.text.base import passes_of
-from imgrl.recipe_text import TextModel, TextRecipe
+from imgrl.recipe_text import VLLM, TextModel, TextRecipe
 
 __all__ = [
     "online_arguments",
@@ -24,15 +26,18 @@ def online_arguments(recipe: TextRecipe, folder: Path, *, weights: list[float]) 
     """TRL's ``GRPOConfig``: rollouts and advantages are TRL's, its own loss and reference are off."""
     from trl import GRPOConfig
 
-    batch = recipe.batch
+    batch, generation = recipe.batch, recipe.generation
+    sampled = batch.votes or batch.group_size
+    accumulation = _accumulation(recipe, batch.groups * batch.group_size)
     return GRPOConfig(
-        **_common(recipe, folder, sequences=batch.groups * batch.group_size),
-        num_generations=batch.group_size,
-        steps_per_generation=_accumulation(recipe, batch.groups * batch.group_size),
+        **_common(recipe, folder, sequences=batch.groups * sampled, accumulation=accumulation),
+        **({} if generation.vllm is None else _vllm(generation.vllm)),
+        num_generations=sampled,
+        steps_per_generation=accumulation,
         num_iterations=passes_of(recipe.objective),
-        max_completion_length=recipe.generation.max_tokens,
-        temperature=recipe.generation.temperature,
-        top_p=recipe.generation.top_p,
+        max_completion_length=generation.max_tokens,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
         top_k=0,
         scale_rewards=recipe.scale_rewards,
         reward_weights=weights,
@@ -103,13 +108,37 @@ def tracked_as(recipe: TextRecipe, folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _vllm(settings: VLLM) -> dict[str, Any]:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "generation.vllm asks for vLLM, which is not installed; run `pip install vllm`, or leave the key out"
+        )
+    own: dict[str, Any] = {"vllm_server_base_url": settings.url}
+    if settings.mode == "colocate":
+        own = {
+            "vllm_gpu_memory_utilization": settings.memory,
+            "vllm_tensor_parallel_size": settings.tensor_parallel,
+        }
+    # The weights that TRL's correction gives to tokens are for its own loss.
+    return {
+        "use_vllm": True,
+        "vllm_mode": settings.mode,
+        "vllm_importance_sampling_correction": False,
+    } | own
+
+
 def _accumulation(recipe: TextRecipe, sequences: int) -> int:
     own = sequences // int(os.environ.get("WORLD_SIZE", "1"))
     return own // (recipe.batch.micro or own)
 
 
-def _common(recipe: TextRecipe, folder: Path, *, sequences: int) -> dict[str, Any]:
+def _common(
+    recipe: TextRecipe, folder: Path, *, sequences: int, accumulation: int | None = None
+) -> dict[str, Any]:
     import torch
+
+    if accumulation is None:
+        accumulation = _accumulation(recipe, sequences)
 
     own = sequences // int(os.environ.get("WORLD_SIZE", "1"))
     optimizer = recipe.optimizer
@@ -118,8 +147,8 @@ def _common(recipe: TextRecipe, folder: Path, *, sequences: int) -> dict[str, An
         "output_dir": str(folder / "checkpoints"),
         "seed": recipe.run.seed,
         "max_steps": recipe.run.steps,
-        "per_device_train_batch_size": recipe.batch.micro or own,
-        "gradient_accumulation_steps": _accumulation(recipe, sequences),
+        "per_device_train_batch_size": own // accumulation,
+        "gradient_accumulation_steps": accumulation,
         "learning_rate": optimizer.lr,
         "adam_beta1": optimizer.betas[0],
         "adam_beta2": optimizer.betas[1],

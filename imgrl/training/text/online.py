@@ -34,14 +34,20 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     """Raw rewards of the completions just scored."""
 
     def __init__(
-        self, *args: Any, objective: TextObjective, teacher: nn.Module | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        objective: TextObjective,
+        teacher: nn.Module | None = None,
+        group_size: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, objective=objective, **kwargs)
         self.teacher = teacher
         self.reincarnated = False
         tokenizer: Any = self.processing_class
         settings: Any = self.args
-        self.padding, self.group_size = float(tokenizer.pad_token_id), int(settings.num_generations)
+        self.padding, self.sampled = float(tokenizer.pad_token_id), int(settings.num_generations)
+        self.group_size = self.sampled if group_size is None else group_size
         policy: Any = self.model
         if "previous_kl" in objective.needs:
             self.anchors["previous"], self.anchors["start"] = WeightCopy(policy), WeightCopy(policy)
@@ -69,7 +75,8 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             [getattr(own, "failed", nowhere) for own in self.reward_funcs], device=scores.device
         )
         everywhere: Any = self.accelerator.gather(failed.T.contiguous())
-        total = total_of(scores, everywhere, self.reward_weights.to(scores.device), size=self.group_size)
+        total = total_of(scores, everywhere, self.reward_weights.to(scores.device), size=self.sampled)
+        total = total.masked_fill(~self._trained(total), math.nan)  # those that only voted are not compared
         self._totals = total.view(-1, len(prompts))[self.accelerator.process_index]
         return scores.masked_fill(total.isnan()[:, None], math.nan)
 
@@ -77,9 +84,9 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         """TRL's rollout, then what the objective wants to know of it before the first update."""
         self._begin_block()
         size = self.group_size
-        ages = self._ages(len(inputs) // size)
-        fresh = [row for i, row in enumerate(inputs) if ages[i // size] == 0]
-        output: dict[str, Any] = super()._generate_and_score_completions(fresh)
+        ages = self._ages(len(inputs) // self.sampled)
+        fresh = [row for i, row in enumerate(inputs) if ages[i // self.sampled] == 0]
+        output: dict[str, Any] = self._without_mere_votes(super()._generate_and_score_completions(fresh))
         rows = _rows(output)
         chooses = isinstance(self.objective, SPINE)
         seen = self._statistics(self.model, rows, ["log_prob", "entropy"] if chooses else ["log_prob"])
@@ -99,6 +106,21 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         if "current" in self.objective.needs:
             output["current"] = self._statistics(self.model, _rows(output), ["log_prob"])["log_prob"]
         return output
+
+    def _trained(self, rows: Tensor) -> Tensor:
+        """Which of these rows, whole groups of what was sampled, are trained on: the first of each group."""
+        return torch.arange(len(rows), device=rows.device) % self.sampled < self.group_size
+
+    def _without_mere_votes(self, output: dict[str, Any]) -> dict[str, Any]:
+        """A rollout less the completions that were only sampled and judged."""
+        if self.sampled == self.group_size:
+            return output
+        keep, count = self._trained(output["advantages"]), len(output["advantages"])
+        self._totals = self._totals[keep]
+        rows = {k: v for k, v in output.items() if isinstance(v, Tensor) and v.ndim and len(v) == count}
+        output |= {name: value[keep] for name, value in rows.items()}
+        tokens: Any = self.accelerator.gather(_rows(output).mask.sum())
+        return output | {"num_items_in_batch": tokens.sum()}
 
     @property
     def rollouts(self) -> int:

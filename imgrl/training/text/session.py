@@ -196,11 +196,16 @@ class TextSession:
             recipe.rewards,
             budget=recipe.failure_budget,
             columns=[key for key in rows[0] if key != "prompt"],
-            group_size=recipe.batch.group_size,
+            group_size=recipe.batch.votes or recipe.batch.group_size,
         )
         args = online_arguments(recipe, self.folder, weights=weights)
         return OnlineTrainer(
-            args=args, train_dataset=Dataset.from_list(rows), reward_funcs=rewards, teacher=teacher, **common
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            reward_funcs=rewards,
+            teacher=teacher,
+            group_size=recipe.batch.group_size,
+            **common,
         )
 
     def _from_data(self, common: dict[str, Any]) -> Any:

@@ -1,10 +1,12 @@
+import importlib.util
 import os
 
 import pytest
 
+from imgrl.errors import ConfigError
 from imgrl.objectives.text import DPO, SFT
 from imgrl.recipe import Tracking
-from imgrl.recipe_text import TextBatchSizes, TextRecipe
+from imgrl.recipe_text import VLLM, Generation, TextBatchSizes, TextRecipe
 
 pytest.importorskip("trl")
 
@@ -31,3 +33,34 @@ def test_every_tracker_is_told_the_project(tmp_path, monkeypatch):
         assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "mine")
         raise KeyError
     assert os.environ["WANDB_PROJECT"] == "theirs" and "TENSORBOARD_LOGGING_DIR" not in os.environ
+
+
+def test_completions_may_come_from_vllm(tmp_path, monkeypatch):
+    def arguments(**settings):
+        recipe = TextRecipe(generation=Generation(vllm=VLLM(**settings)))
+        return online_arguments(recipe, tmp_path, weights=[1.0])
+
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(ConfigError, match="pip install vllm"):
+            arguments()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    here = arguments(memory=0.5, tensor_parallel=2)
+    assert (here.use_vllm, here.vllm_mode) == (True, "colocate")
+    assert (here.vllm_gpu_memory_utilization, here.vllm_tensor_parallel_size) == (0.5, 2)
+    there = arguments(mode="server", url="http://localhost:8000")
+    assert (there.vllm_mode, there.vllm_server_base_url) == ("server", "http://localhost:8000")
+    assert not here.vllm_importance_sampling_correction
+    assert not online_arguments(TextRecipe(), tmp_path, weights=[1.0]).use_vllm
+    for wrong in ({"mode": "server"}, {"url": "http://localhost:8000"}):
+        with pytest.raises(ValueError, match="url with mode 'server' and only there"):
+            VLLM(**wrong)
+
+
+@pytest.mark.parametrize(("micro", "each", "parts"), [(None, 64, 1), (8, 32, 2)])
+def test_more_completions_may_vote_than_are_trained_on(micro, each, parts, tmp_path):
+    """A pass generates for the micro-batch that is left of it."""
+    batch = TextBatchSizes(groups=4, group_size=4, votes=16, micro=micro)
+    made = online_arguments(TextRecipe(batch=batch), tmp_path, weights=[1.0])
+    assert (made.num_generations, made.per_device_train_batch_size) == (16, each)
+    assert made.gradient_accumulation_steps == made.steps_per_generation == parts
+    assert made.generation_batch_size == 64

@@ -18,7 +18,7 @@ def digits(completions, **_):
     return [float(sum(c.isdigit() for c in text)) for text in completions]
 
 
-def trainer_of(objective, lm, folder, *, rewards=(digits,), micro=8, **more):
+def trainer_of(objective, lm, folder, *, rewards=(digits,), micro=8, group_size=None, **more):
     args = trl.GRPOConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -40,6 +40,7 @@ def trainer_of(objective, lm, folder, *, rewards=(digits,), micro=8, **more):
         scale=Constant(value=1.0),
         rule=Frozen(),
         reward_funcs=list(rewards),
+        group_size=group_size,
     )
 
 
@@ -99,6 +100,28 @@ def test_remix_runs_the_previous_policy_only_where_it_has_weight_and_remembers_i
     assert torch.equal(trainer.anchors["previous"].tensors["lm_head.weight"], weights[0])
     log = trainer._metrics["train"]
     assert len(log["objective/anchor_kl"]) == 2 and log["objective/previous_kl"][0] > 1e-3
+
+
+def test_completions_that_only_vote_are_judged_and_not_trained_on(lm, tmp_path):
+    """Two of each four are compared: advantages are from their own mean, by hand."""
+    scores = [1.0, 0.0, 0.0, 1.0, 0.25, 0.75, 9.0, -9.0]
+    trainer = trainer_of(GRPO(kl_weight=0.1), lm, tmp_path, rewards=[given(*scores)], group_size=2)
+    output = rollout(trainer)
+    assert output["group"].tolist() == [0, 0, 1, 1]
+    assert output["reward"].tolist() == [1.0, 0.0, 0.25, 0.75]
+    expected = [
+        x / (std + 1e-4)
+        for x, std in ((0.5, 0.5**0.5), (-0.5, 0.5**0.5), (-0.25, 0.125**0.5), (0.25, 0.125**0.5))
+    ]
+    assert output["advantages"].tolist() == pytest.approx(expected)
+    rows = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old")
+    assert all(len(output[name]) == 4 for name in rows)
+    assert int(output["num_items_in_batch"]) == int(output["completion_mask"].sum())
+    every = rollout(trainer_of(GRPO(kl_weight=0.1), lm, tmp_path, rewards=[given(*scores)]))
+    width = output["completion_ids"].shape[1]
+    assert torch.equal(output["completion_ids"], every["completion_ids"][[0, 1, 4, 5], :width])
+    trainer.current_gradient_accumulation_steps = 1
+    assert torch.isfinite(trainer._compute_loss(trainer.model, output))
 
 
 def given(*scores):

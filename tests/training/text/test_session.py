@@ -84,6 +84,15 @@ def test_a_batch_of_completions_can_be_used_twice(lm, tmp_path, letters):
     assert first["objective/ratio_gap"] < 1e-6 < 1e-3 < second["objective/ratio_gap"]
 
 
+@pytest.mark.parametrize("name", ["ttrl", "spine"])
+def test_more_completions_may_vote_than_are_trained_on(name, lm, tmp_path):
+    folder = tmp_path / "run"
+    run(*arguments(name, lm, folder, "rewards={vote: {use: vote, args: {pattern: '([0-9])'}}}"), "batch.votes=12")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row["rewards/vote/none"] < 1 for row in rows if "loss" in row)
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+
+
 def test_recipes_offer_every_objective():
     assert {kind.name for kind in AnyTextObjective.__args__} == set(TEXT_OBJECTIVES)
 
@@ -222,6 +231,10 @@ BAD = [
     (["tiny-lm/sft", "anchor={name: ema}"], "has nothing to move for sft"),
     (["tiny-lm/remix", "objective.reincarnate_at=4", "anchor={name: ema}"], "leave one of them out"),
     (["tiny-lm/asft", "anchor={name: snapshot, every: 0}"], "Frozen for no renewal"),
+    (["tiny-lm/ttrl", "batch.votes=8"], "at least batch.group_size (16)"),
+    (["tiny-lm/sft", "batch.votes=8"], "not for sft"),
+    (["tiny-lm/remix", "batch.votes=64"], "not for remix"),
+    (["tiny-lm/ttrl", "batch.votes=32", "batch.micro=8"], "multiple of batch.group_size (16)"),
     (["tiny-lm/grpo", "objective.clip=0.1"], "unknown key 'objective.clip'"),
     (["tiny-lm/grpo", "data.prompts=nowhere.jsonl"], "no file nowhere.jsonl"),
     (["tiny-lm/grpo", "data.prompts=arithmetic:test"], "splits train and heldout"),
