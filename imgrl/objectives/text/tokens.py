@@ -10,7 +10,7 @@ Shapes: ``n`` sequences, ``t`` positions, ``v`` vocabulary, ``h`` width. ``logit
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Literal
 
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from imgrl.flow.conventions import require_same_shape
-from imgrl.objectives.text.chunked import chunked, head_in_use, pick
+from imgrl.objectives.text.chunked import Index, chunked, head_in_use, pick
 from imgrl.objectives.text.vocabulary import LEAST_ROWS, Want, formula_of, plan
 
 __all__ = ["Want", "head_statistics", "token_entropy", "token_kl", "token_log_probs", "token_statistics"]
@@ -32,6 +32,7 @@ def token_statistics(
     want: Collection[Want],
     mask: Float[Tensor, " n t"] | None = None,
     anchor_logits: Float[Tensor, " n t v"] | None = None,
+    anchor_at: Callable[[Index], Tensor] | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> dict[str, Float[Tensor, " n t"]]:
@@ -44,6 +45,7 @@ def token_statistics(
             KL(policy || anchor), ``log_partition``.
         mask: positions with 0 are not computed: their values are 0 and have no gradient.
         anchor_logits: needed for the two KLs; never receive a gradient.
+        anchor_at: or the anchor's logits [c, v] at the positions of a chunk, where no whole tensor of them exists.
         temperature: divides the logits of both.
         chunk: positions computed at a time, without influence on the result; None takes what suits the device.
 
@@ -52,9 +54,9 @@ def token_statistics(
     """
     if anchor_logits is not None:
         require_same_shape(logits=logits, anchor_logits=anchor_logits)
-    names, chunks = plan(want, anchor_logits is not None, ids, mask, logits.shape[-1], temperature, chunk)
-    anchor = None if anchor_logits is None else partial(pick, anchor_logits, None, None)
-    formula = formula_of(names, ids, anchor, temperature)
+        anchor_at = partial(pick, anchor_logits, None, None)
+    names, chunks = plan(want, anchor_at is not None, ids, mask, logits.shape[-1], temperature, chunk)
+    formula = formula_of(names, ids, anchor_at, temperature)
     return dict(zip(names, chunked(formula, chunks, logits, outputs=len(names)), strict=True))
 
 
@@ -69,6 +71,7 @@ def head_statistics(
     anchor_hidden: Float[Tensor, " n t h_anchor"] | None = None,
     anchor_weight: Float[Tensor, " v h_anchor"] | None = None,
     anchor_bias: Float[Tensor, " v"] | None = None,
+    anchor_at: Callable[[Index], Tensor] | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> dict[str, Float[Tensor, " n t"]]:
@@ -88,11 +91,10 @@ def head_statistics(
             )
         anchor_weight, anchor_bias = weight, bias
     head, offset = head_in_use(anchor_weight, anchor_bias)
-    names, chunks = plan(
-        want, anchor_hidden is not None, ids, mask, len(weight), temperature, chunk, LEAST_ROWS
-    )
-    anchor = None if anchor_hidden is None else partial(pick, anchor_hidden, head, offset)
-    formula = formula_of(names, ids, anchor, temperature)
+    if anchor_hidden is not None:
+        anchor_at = partial(pick, anchor_hidden, head, offset)
+    names, chunks = plan(want, anchor_at is not None, ids, mask, len(weight), temperature, chunk, LEAST_ROWS)
+    formula = formula_of(names, ids, anchor_at, temperature)
     values = chunked(formula, chunks, hidden, outputs=len(names), weight=weight, bias=bias)
     return dict(zip(names, values, strict=True))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from imgrl.objectives.text.chunked import Index, head_in_use, pick
 from imgrl.objectives.text.tokens import Want, head_statistics, token_statistics
 
 __all__ = ["Outputs", "Rows", "plain_head", "read_outputs"]
@@ -67,22 +69,25 @@ class Outputs:
         parts = (self.source, self.weight, self.bias)
         return Outputs(*(None if part is None else part.detach() for part in parts))  # type: ignore[arg-type]
 
+    def reader(self) -> Callable[[Index], Tensor]:
+        """Gives logits [c, v] at the positions of a chunk, in the precision of here and now."""
+        head, bias = (None, None) if self.weight is None else head_in_use(self.weight, self.bias)
+        return partial(pick, self.source, head, bias)
+
     def statistics(
-        self, rows: Rows, want: Collection[Want], *, temperature: float, anchor: Outputs | None = None
+        self,
+        rows: Rows,
+        want: Collection[Want],
+        *,
+        temperature: float,
+        anchor: Callable[[Index], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """``token_statistics``, each [n, t + 1]: cutting the last position off logits would cost a copy of them."""
         ids = nn.functional.pad(rows.tokens, (0, 1))
         mask = nn.functional.pad(rows.mask.to(torch.float32), (0, 1))
-        common: dict[str, Any] = {"want": want, "mask": mask, "temperature": temperature}
+        common: dict[str, Any] = {"want": want, "mask": mask, "temperature": temperature, "anchor_at": anchor}
         if self.weight is None:
-            other = None if anchor is None else anchor.source
-            return token_statistics(self.source, ids, anchor_logits=other, **common)
-        if anchor is not None:
-            common |= {
-                "anchor_hidden": anchor.source,
-                "anchor_weight": anchor.weight,
-                "anchor_bias": anchor.bias,
-            }
+            return token_statistics(self.source, ids, **common)
         return head_statistics(self.source, self.weight, ids, bias=self.bias, **common)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import get_args
 
 import torch
@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from imgrl.objectives.text import MetaDistill
 from imgrl.objectives.text.base import BASE_NEEDS, Need
+from imgrl.objectives.text.chunked import Index
 from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Outputs, Rows, plain_head, read_outputs
 
 __all__ = ["distilled_fields", "live_fields", "statistics"]
+
+Reader = Callable[[Index], Tensor]
+"""Gives a model's logits [c, v] at the positions of a chunk."""
 
 
 @torch.no_grad()
@@ -58,11 +62,11 @@ def live_fields(
     # Anchors first: their weights are switched in and out again before the graph of the live pass exists.
     if base is not None and BASE_NEEDS & set(needs):
         with base.applied(own):
-            before, found = _outputs(own, rows, head, ["log_prob"] if "anchor" in needs else [], temperature)
+            before, found = _said(own, rows, head, ["log_prob"] if "anchor" in needs else [], temperature)
         given = {"anchor": found["log_prob"]} if found else {}
     if previous is not None and "previous_kl" in needs:
         with previous.applied(own):
-            then, _ = _outputs(own, rows, head, [], temperature)
+            then, _ = _said(own, rows, head, [], temperature)
     want: list[Want] = [name for name in get_args(Want) if name == "log_prob" or name in needs]
 
     def read(live: Outputs) -> dict[str, Tensor]:
@@ -86,36 +90,39 @@ def distilled_fields(
 ) -> dict[str, Tensor]:
     """``log_prob`` and ``target_kl`` against the mixture of the last generations, newest first, and the teacher.
 
-    A mixture of distributions is no model's, so whole logits are made here.
+    A mixture of distributions is no model's, so it is made of their logits, a chunk of positions at a time.
     """
     own: nn.Module = getattr(model, "module", model)
-    said: list[Tensor] = []
+    head, before = plain_head(model), list[Reader]()
     for generation in generations:
         with generation.applied(own):
-            said.append(_outputs(own, rows, None, [], temperature)[0].source / temperature)
+            before.append(_said(own, rows, head, [], temperature)[0])
     with torch.no_grad():
-        base = _outputs(teacher, rows, None, [], temperature)[0].source / temperature
+        taught, _ = _said(teacher, rows, plain_head(teacher), [], temperature)
+
+    def target(index: Index) -> Tensor:
+        said = [reader(index) / temperature for reader in before]
         # Times the temperature, by which the statistics below divide what they compare.
-        target = Outputs(objective.target(*said, base=base) * temperature)
+        return objective.target(*said, base=taught(index) / temperature) * temperature
 
     def read(live: Outputs) -> dict[str, Tensor]:
         found = live.statistics(rows, ["log_prob", "forward_kl"], temperature=temperature, anchor=target)
         return {"log_prob": found["log_prob"], "target_kl": found["forward_kl"]}
 
-    return read_outputs(model, rows, read, None)
+    return read_outputs(model, rows, read, head)
 
 
-def _outputs(
+def _said(
     model: nn.Module, rows: Rows, head: nn.Linear | None, want: list[Want], temperature: float
-) -> tuple[Outputs, dict[str, Tensor]]:
-    """What a model says of rows, to be compared with later, and statistics of it; without gradient.
+) -> tuple[Reader, dict[str, Tensor]]:
+    """What a model says of rows, to be read from later, and statistics of it; without gradient.
 
     Those are computed inside its forward pass, in the precision that the live policy's will have.
     """
-    kept: list[Outputs] = []
+    kept: list[Reader] = []
 
     def read(outputs: Outputs) -> dict[str, Tensor]:
-        kept.append(outputs.detach())
+        kept.append(outputs.detach().reader())
         if not want:
             return {"nothing": outputs.source[..., 0]}
         return outputs.statistics(rows, want, temperature=temperature)

@@ -178,8 +178,11 @@ def test_an_error_inside_the_forward_pass_gives_the_output_layer_back():
     assert model(input_ids=rows.input_ids).logits.shape[-1] == 50
 
 
-def largest():
-    """Elements of the largest tensor that a live pass with both anchors makes or keeps, parameters aside."""
+def largest(distilled=False):
+    """Elements of the largest tensor that a live pass with both anchors, or one towards a mixture, makes or keeps.
+
+    Parameters aside.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):
@@ -199,8 +202,12 @@ def largest():
     rows = Rows(input_ids=ids, attention_mask=torch.ones_like(ids), tokens=ids[:, 4:], mask=mask)
     snapshot, watch = WeightCopy(model), Watch()
     with watch:
-        fields = live_fields(model, rows, needs=NEEDS, base=snapshot, previous=snapshot)
-        loss_of(fields).backward()
+        if distilled:
+            options = {"objective": MetaDistill(strength=0.3), "teacher": llama(2000), "generations": [snapshot]}
+            distilled_fields(model, rows, **options)["target_kl"].sum().backward()
+        else:
+            fields = live_fields(model, rows, needs=NEEDS, base=snapshot, previous=snapshot)
+            loss_of(fields).backward()
     return watch.most
 
 
@@ -210,6 +217,7 @@ def test_no_tensor_but_the_output_matrix_and_one_chunk_grows_with_the_vocabulary
 
     monkeypatch.setitem(vocabulary.CHUNK_LOGITS, "cpu", 1)
     assert largest() == 32 * 2000  # a chunk holds 32 positions at least
+    assert largest(distilled=True) == 2 * 32 * 2000  # of the last generation and of the teacher
     monkeypatch.setattr(scoring, "plain_head", lambda model: None)
     assert largest() >= 2 * 96 * 2000  # the watch sees whole logits where they are made
 

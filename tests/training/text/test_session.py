@@ -87,7 +87,10 @@ def test_a_batch_of_completions_can_be_used_twice(lm, tmp_path, letters):
 @pytest.mark.parametrize("name", ["ttrl", "spine"])
 def test_more_completions_may_vote_than_are_trained_on(name, lm, tmp_path):
     folder = tmp_path / "run"
-    run(*arguments(name, lm, folder, "rewards={vote: {use: vote, args: {pattern: '([0-9])'}}}"), "batch.votes=12")
+    run(
+        *arguments(name, lm, folder, "rewards={vote: {use: vote, args: {pattern: '([0-9])'}}}"),
+        "batch.votes=12",
+    )
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= row["rewards/vote/none"] < 1 for row in rows if "loss" in row)
     assert json.loads((folder / "summary.json").read_text())["steps"] == 2
