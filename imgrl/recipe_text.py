@@ -43,7 +43,9 @@ from imgrl.recipe import (
 from imgrl.rewards import RewardSpec
 
 __all__ = [
+    "VLLM",
     "AnyTextObjective",
+    "Generation",
     "TextBatchSizes",
     "TextData",
     "TextEvaluation",
@@ -103,22 +105,29 @@ class TextData:
 
 @dataclass(frozen=True, kw_only=True)
 class VLLM:
-    """Completions by vLLM, as TRL drives it; the loss reads the trained model's own probabilities of them."""
+    """Completions by vLLM, as TRL drives it; the loss reads the trained model's own probabilities of them.
+
+    Its random numbers are its own: neither ``run.seed`` nor an exact resume reaches them.
+    """
 
     mode: Literal["colocate", "server"] = "colocate"
-    """On the training GPUs, or by a server of ``trl vllm-serve``."""
+    """On the training GPUs, or by a server that TRL can send weights to (see its documentation)."""
     url: Text | None = None
     """The server's address."""
-    memory: Annotated[float, Gt(0), Le(1)] = 0.3
-    """Share of each GPU's memory that a colocated vLLM takes."""
-    tensor_parallel: Positive = 1
+    memory: Annotated[float, Gt(0), Le(1)] | None = None
+    """Share of each GPU's memory that a colocated vLLM takes; None leaves it to TRL."""
+    tensor_parallel: Positive | None = None
     """GPUs a colocated model is split over."""
 
     def __post_init__(self) -> None:
-        """Refuse a server without an address, and an address that nobody asks."""
+        """Refuse a server without an address, and settings that nobody reads."""
         if (self.mode == "server") != (self.url is not None):
             raise ValueError(
                 f"Expected url with mode 'server' and only there, got mode {self.mode!r} and url {self.url!r}."
+            )
+        if self.mode == "server" and (self.memory, self.tensor_parallel) != (None, None):
+            raise ValueError(
+                "Expected memory and tensor_parallel with mode 'colocate' only; a server is started with its own."
             )
 
 
@@ -144,9 +153,14 @@ class TextBatchSizes:
     """Completions a prompt; 1 where none are generated."""
     votes: Positive | None = None
     """Completions a prompt that are sampled and judged, such as those that vote; the first ``group_size`` of them are
-    trained on, compared with each other. None: as many."""
+    trained on, compared with each other: their rewards are the logged ones. None: as many."""
     micro: Positive | None = None
     """Sequences in one forward-backward pass on each process; None takes all at once."""
+
+    @property
+    def sampled(self) -> int:
+        """Completions a prompt."""
+        return self.votes or self.group_size
 
 
 @dataclass(frozen=True, kw_only=True)

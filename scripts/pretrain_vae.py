@@ -1,7 +1,7 @@
-"""Trains the autoencoder of assets/tiny-sd3 on rendered pictures, from scratch, resumable.
+"""Trains the autoencoder of assets/tiny-sd3 on rendered pictures, from scratch; its decoder alone from where it is.
 
     python scripts/pretrain_vae.py --work runs/pretrain --minutes 15
-    python scripts/pretrain_vae.py --work runs/pretrain --minutes 20 --decoder-only --styles 0.4
+    python scripts/pretrain_vae.py --work runs/pretrain --minutes 20 --decoder-only --styles 0.45
 
 Writes ``<work>/vae`` (a diffusers AutoencoderKL folder with the measured scaling and shift) and ``<work>/vae.jsonl``.
 With ``--decoder-only`` the encoder stays as it is, so latents made with it remain valid, and the decoder learns on;
@@ -89,8 +89,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decoder-only", action="store_true")
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="highest learning rate")
-    parser.add_argument("--styles", type=float, default=0.0, help="share of styled pictures")
+    parser.add_argument("--styles", type=float, default=0.0, help="share of styled pictures, to a sixteenth")
     args = parser.parse_args()
+    if not 0 <= args.styles <= 0.9 or (args.styles and not args.decoder_only):
+        parser.error("--styles is a share of at most 0.9 and for the decoder alone: give --decoder-only too")
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)

@@ -45,6 +45,8 @@ class Frozen:
 class AdapterOff(Frozen):
     """The pretrained model without a copy: the trained network with its adapter switched off."""
 
+    name: ClassVar[str] = "adapter_off"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ema:

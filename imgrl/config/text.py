@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imgrl.analysis.masks import check_mask
-from imgrl.anchor import Frozen
+from imgrl.anchor import Frozen, Snapshot
 from imgrl.config.build import build
 from imgrl.config.overrides import apply_overrides
 from imgrl.config.rewards import named_rewards
 from imgrl.config.tree import parse_file
 from imgrl.errors import ConfigError
 from imgrl.objectives.text.base import BASE_NEEDS, passes_of
-from imgrl.recipe_text import AnyTextObjective, TextRecipe
+from imgrl.recipe_text import VLLM, TextRecipe
 from imgrl.resources import recipe_path
 
 __all__ = ["DEFAULT_TEXT_RECIPE", "check_text", "resolve_text"]
@@ -82,7 +82,8 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
             "model.lora.seed has no effect here, the adapter starts from run.seed; leave it out"
         )
     if recipe.anchor != Frozen():
-        _check_moving_anchor(objective)
+        _check_moving_anchor(recipe)
+    _check_vllm(recipe.generation.vllm, online=online, processes=processes)
     check_mask(recipe.model.mask, recipe.model.train)
     passes = passes_of(objective)
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("run.steps", recipe.run.steps)):
@@ -97,7 +98,8 @@ def _check_votes(recipe: TextRecipe) -> None:
     batch, objective = recipe.batch, recipe.objective
     if batch.votes is None:
         return
-    if objective.kind != "online" or objective.name == "remix":
+    compares = objective.kind == "online" and (objective.name == "adpo" or "advantage" in objective.needs)
+    if not compares or objective.name == "remix":
         raise ConfigError(
             f"batch.votes is for objectives that compare a prompt's fresh completions, not for {objective.name}; leave "
             "it out"
@@ -114,7 +116,8 @@ def _check_votes(recipe: TextRecipe) -> None:
         )
 
 
-def _check_moving_anchor(objective: AnyTextObjective) -> None:
+def _check_moving_anchor(recipe: TextRecipe) -> None:
+    objective, rule, passes = recipe.objective, recipe.anchor, passes_of(recipe.objective)
     if not BASE_NEEDS & objective.needs:
         raise ConfigError(
             f"anchor has nothing to move for {objective.name} with these settings, which asks no base model; leave it "
@@ -123,4 +126,26 @@ def _check_moving_anchor(objective: AnyTextObjective) -> None:
     if getattr(objective, "reincarnate_at", None) is not None:
         raise ConfigError(
             "anchor and objective.reincarnate_at both say when the base is renewed; leave one of them out"
+        )
+    if isinstance(rule, Snapshot) and rule.every % passes:
+        raise ConfigError(
+            f"anchor.every must be a multiple of objective.passes ({passes}), so that it rests while a batch is "
+            f"learned from, got {rule.every}"
+        )
+    for step in range(1, recipe.run.steps + 1):
+        if not 0 <= (decay := rule.decay(step)) <= 1:
+            raise ConfigError(
+                f"anchor.schedule must stay between 0 and 1, the share of the anchor that a step keeps, but is "
+                f"{decay:g} at step {step}"
+            )
+
+
+def _check_vllm(settings: VLLM | None, *, online: bool, processes: int) -> None:
+    if settings is None:
+        return
+    if not online:
+        raise ConfigError("generation.vllm is for objectives that generate; leave it out of this one")
+    if settings.mode == "colocate" and processes % (settings.tensor_parallel or 1):
+        raise ConfigError(
+            f"generation.vllm.tensor_parallel must divide the {processes} processes, got {settings.tensor_parallel}"
         )

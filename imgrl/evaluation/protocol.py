@@ -63,7 +63,8 @@ class Protocol:
 def seed_of(protocol: Protocol, prompt: str, image: int) -> int:
     """The 63-bit seed of a prompt's image number ``image``; it depends on these and the protocol's seed alone.
 
-    So a prompt's images are the same in any list, at any place in it and in any batch (spec adv_grpo D26).
+    So a prompt's images are the same in any list, at any place in it and in any batch (spec adv_grpo D26). A text that
+    stands in a list several times goes on counting its images.
     """
     digest = hashlib.sha256(prompt.encode()).digest()
     words = np.frombuffer(digest, dtype="<u4")[:4].tolist()
@@ -72,15 +73,13 @@ def seed_of(protocol: Protocol, prompt: str, image: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _seeds(protocol: Protocol, prompts: Sequence[Prompt]) -> list[int]:
-    """A seed a row. A prompt that stands twice in the list goes on counting its images."""
-    seen: Counter[str] = Counter()
-    seeds = []
-    for prompt in prompts:
-        for _ in range(protocol.images_per_prompt):
-            seeds.append(seed_of(protocol, prompt.text, seen[prompt.text]))
-            seen[prompt.text] += 1
-    return seeds
+def _seeds(protocol: Protocol, prompts: Sequence[Prompt], rows: Sequence[int]) -> list[int]:
+    """The seeds of some rows."""
+    per, seen, before = protocol.images_per_prompt, Counter[str](), list[int]()
+    for prompt in prompts:  # images that the same text has further up in the list
+        before.append(per * seen[prompt.text])
+        seen[prompt.text] += 1
+    return [seed_of(protocol, prompts[r // per].text, before[r // per] + r % per) for r in rows]
 
 
 def generate(
@@ -108,18 +107,15 @@ def generate(
             f"0..{total - 1}, got {min(rows)}..{max(rows)}."
         )
     step = protocol.batch or max(len(rows), 1)
-    seeds = _seeds(protocol, prompts)
-    parts = [_batch(policy, prompts, protocol, seeds, rows[i : i + step]) for i in range(0, len(rows), step)]
+    parts = [_batch(policy, prompts, protocol, rows[i : i + step]) for i in range(0, len(rows), step)]
     size = (protocol.height or policy.default_size, protocol.width or policy.default_size)
     return torch.cat(parts) if parts else torch.zeros(0, 3, *size)
 
 
-def _batch(
-    policy: Policy, prompts: Sequence[Prompt], protocol: Protocol, seeds: Sequence[int], rows: Sequence[int]
-) -> Tensor:
+def _batch(policy: Policy, prompts: Sequence[Prompt], protocol: Protocol, rows: Sequence[int]) -> Tensor:
     latents = policy.sample(
         policy.encode([prompts[row // protocol.images_per_prompt].text for row in rows]),
-        [seeds[row] for row in rows],
+        _seeds(protocol, prompts, rows),
         steps=protocol.steps,
         weights=protocol.weights,
         guidance=protocol.guidance,

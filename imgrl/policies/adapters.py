@@ -94,7 +94,7 @@ class NamedWeights(ABC):
         if target != CURRENT:
             self._require_copy(target)
         if source != target:
-            torch._foreach_copy_(list(self.tensors(target).values()), list(self.tensors(source).values()))
+            blend(list(self.tensors(target).values()), list(self.tensors(source).values()), 0.0)
 
     def state_dict(self, name: str = CURRENT) -> dict[str, Tensor]:
         """The tensors of ``name`` for a checkpoint: detached, sharing memory with the live ones."""

@@ -85,6 +85,7 @@ class HeldOut:
             "guidance": settings.guidance,
             "weights": settings.weights,
             "seed": settings.seed,
+            "noise": "by prompt",  # by row until 2026-11-26: such figures are of other noise
             "model": recipe.model.path,
             "dtype": recipe.model.dtype,
             "vae_dtype": recipe.model.vae_dtype,

@@ -58,7 +58,7 @@ def one_run(recipe: str, changes: Sequence[str], folder: Path) -> list[dict[str,
         started = any((folder / "checkpoints").glob("checkpoint-*"))
         TextSession(chosen).train(resume=started)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    completions = chosen.batch.groups * chosen.batch.group_size
+    completions = chosen.batch.groups * chosen.batch.sampled
     generated = {  # a row with a mean length belongs to a step that generated
         row["round"]: completions * (1 - row.get("objective/replayed", 0.0))
         for row in rows

@@ -64,8 +64,8 @@ class ADPO:
     """Softmax of standardised rewards, of raw ones, or of smoothed ranks for heavy tails (``kde``, a reconstruction);
     ``order`` is Plackett-Luce on the order of rewards, the default of the author's later code."""
     anchor: AnchorKind = "old"
-    """The policy that sampled (moves with every rollout, costs nothing), the frozen base (the choice for
-    distillation), or none."""
+    """The policy that sampled (moves with every rollout, costs nothing), the base (frozen unless the recipe's
+    ``anchor`` moves it; the choice for distillation), or none."""
     temperature: float = 0.8
     """Of the anchored softmax: 1 / beta of DPO. Larger lets the policy end further from the anchor. A value belongs to
     one ``score_norm``: means over tokens are smaller by the length (the author's code: 0.5)."""

@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Formula", "Index", "chunked", "head_in_use", "pick"]
+__all__ = ["Formula", "Index", "Reader", "chunked", "head_in_use", "pick"]
 
 Index = tuple[Tensor, Tensor]
 """Sequence and position of every token of a chunk."""
+
+Reader = Callable[[Index], Tensor]
+"""Gives a model's logits [c, v] at the positions of a chunk."""
 
 Formula = Callable[[Tensor, Index, Sequence[int]], Sequence[Tensor]]
 """(logits [c, v], their index, numbers of the outputs wanted) -> those outputs, each [c]."""

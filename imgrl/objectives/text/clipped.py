@@ -115,7 +115,7 @@ class Clipped:
     clip_high: float = 0.2
     """Distance above 1."""
     kl_weight: float = 0.0
-    """Strength of a KL to the frozen reference; 0 needs no reference."""
+    """Strength of a KL to the base; 0 needs none."""
     kl: KlEstimate = "k3"
     """How that KL is computed."""
     kl_weighted: bool = False

@@ -94,7 +94,7 @@ class MetaDistill:
     paper: ClassVar[str] = "arXiv 2601.13100"
     kind: ClassVar[Literal["online"]] = "online"
     anchored: ClassVar[tuple[str, str, str]] = (
-        "frozen base teachers mixed with a snapshot of the last generation",
+        "frozen base teachers mixed with a copy of the last generation",
         "exact forward KL from the mixture",
         "the loss itself",
     )
@@ -130,13 +130,13 @@ class MetaDistill:
 
     @property
     def generations(self) -> int:
-        """How many snapshots the trainer must keep."""
+        """How many copies the trainer must keep."""
         return len(self.history) if self.operator == "history" else 1
 
     def target(
         self, *generations: Float[Tensor, " *n v"], base: Float[Tensor, " *n v"]
     ) -> Float[Tensor, " *n v"]:
-        """Log-probabilities of the target from the snapshots, newest first, and the base."""
+        """Log-probabilities of the target from those copies, newest first, and the base."""
         return meta_target(
             *generations, base=base, strength=self.strength, operator=self.operator, history=self.history
         )

@@ -10,7 +10,7 @@ Shapes: ``n`` sequences, ``t`` positions, ``v`` vocabulary, ``h`` width. ``logit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from typing import Literal
 
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from imgrl.flow.conventions import require_same_shape
-from imgrl.objectives.text.chunked import Index, chunked, head_in_use, pick
+from imgrl.objectives.text.chunked import Reader, chunked, head_in_use, pick
 from imgrl.objectives.text.vocabulary import LEAST_ROWS, Want, formula_of, plan
 
 __all__ = ["Want", "head_statistics", "token_entropy", "token_kl", "token_log_probs", "token_statistics"]
@@ -32,7 +32,7 @@ def token_statistics(
     want: Collection[Want],
     mask: Float[Tensor, " n t"] | None = None,
     anchor_logits: Float[Tensor, " n t v"] | None = None,
-    anchor_at: Callable[[Index], Tensor] | None = None,
+    anchor_at: Reader | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> dict[str, Float[Tensor, " n t"]]:
@@ -52,6 +52,7 @@ def token_statistics(
     Raises:
         ValueError: an unknown name, a KL without an anchor, shapes that differ, or a token outside the vocabulary.
     """
+    _one_anchor(anchor_logits, anchor_at)
     if anchor_logits is not None:
         require_same_shape(logits=logits, anchor_logits=anchor_logits)
         anchor_at = partial(pick, anchor_logits, None, None)
@@ -71,7 +72,7 @@ def head_statistics(
     anchor_hidden: Float[Tensor, " n t h_anchor"] | None = None,
     anchor_weight: Float[Tensor, " v h_anchor"] | None = None,
     anchor_bias: Float[Tensor, " v"] | None = None,
-    anchor_at: Callable[[Index], Tensor] | None = None,
+    anchor_at: Reader | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> dict[str, Float[Tensor, " n t"]]:
@@ -84,6 +85,7 @@ def head_statistics(
     Raises:
         ValueError: as ``token_statistics``, or a trained output matrix stands in for the anchor's.
     """
+    _one_anchor(anchor_hidden, anchor_at)
     if anchor_weight is None:
         if anchor_hidden is not None and weight.requires_grad:
             raise ValueError(
@@ -97,6 +99,11 @@ def head_statistics(
     formula = formula_of(names, ids, anchor_at, temperature)
     values = chunked(formula, chunks, hidden, outputs=len(names), weight=weight, bias=bias)
     return dict(zip(names, values, strict=True))
+
+
+def _one_anchor(tensor: Tensor | None, reader: Reader | None) -> None:
+    if tensor is not None and reader is not None:
+        raise ValueError("Expected the anchor as a tensor or by anchor_at, got both; leave one of them out.")
 
 
 def token_log_probs(

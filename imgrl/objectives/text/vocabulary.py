@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imgrl.anchor import categorical_kl
 from imgrl.flow.conventions import full_precision
-from imgrl.objectives.text.chunked import Formula, Index
+from imgrl.objectives.text.chunked import Formula, Index, Reader
 
 __all__ = ["CHUNK_LOGITS", "CHUNK_LOGITS_ELSEWHERE", "LEAST_ROWS", "Want", "formula_of", "plan"]
 
@@ -27,9 +27,7 @@ LEAST_ROWS = 32
 """Positions in a chunk at least, where its logits are a product: thinner ones take twice as long at 128k logits."""
 
 
-def formula_of(
-    names: Sequence[Want], ids: Tensor, anchor: Callable[[Index], Tensor] | None, temperature: float
-) -> Formula:
+def formula_of(names: Sequence[Want], ids: Tensor, anchor: Reader | None, temperature: float) -> Formula:
     """What is computed of the logits [c, v] of a chunk; the anchor's come without gradient."""
 
     def tempered(logits: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ class AnchorFiles:
             return
         tensors = {
             f"{name}/{key}": tensor
-            for name, snapshot in self.anchors.items()
-            for key, tensor in snapshot.state_dict().items()
+            for name, copy in self.anchors.items()
+            for key, tensor in copy.state_dict().items()
         }
         _save(tensors, folder / _TENSORS)
         parts = trainer.args.world_size if own else 0
@@ -132,9 +132,9 @@ class AnchorFiles:
             )
         tensors = load_file(folder / _TENSORS)
         start = {key: t.clone() for key, t in self.start().items()}
-        for name, snapshot in self.anchors.items():
+        for name, copy in self.anchors.items():
             prefix = f"{name}/"
-            snapshot.load_state_dict(
+            copy.load_state_dict(
                 {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             )
         if start:

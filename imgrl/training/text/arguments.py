@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imgrl.errors import ConfigError
 from imgrl.objectives.text.base import passes_of
 from imgrl.recipe_text import VLLM, TextModel, TextRecipe
 
@@ -27,12 +25,11 @@ def online_arguments(recipe: TextRecipe, folder: Path, *, weights: list[float]) 
     from trl import GRPOConfig
 
     batch, generation = recipe.batch, recipe.generation
-    sampled = batch.votes or batch.group_size
     accumulation = _accumulation(recipe, batch.groups * batch.group_size)
     return GRPOConfig(
-        **_common(recipe, folder, sequences=batch.groups * sampled, accumulation=accumulation),
+        **_common(recipe, folder, sequences=batch.groups * batch.sampled, accumulation=accumulation),
         **({} if generation.vllm is None else _vllm(generation.vllm)),
-        num_generations=sampled,
+        num_generations=batch.sampled,
         steps_per_generation=accumulation,
         num_iterations=passes_of(recipe.objective),
         max_completion_length=generation.max_tokens,
@@ -109,22 +106,16 @@ def tracked_as(recipe: TextRecipe, folder: Path) -> Iterator[None]:
 
 
 def _vllm(settings: VLLM) -> dict[str, Any]:
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "generation.vllm asks for vLLM, which is not installed; run `pip install vllm`, or leave the key out"
-        )
-    own: dict[str, Any] = {"vllm_server_base_url": settings.url}
-    if settings.mode == "colocate":
-        own = {
-            "vllm_gpu_memory_utilization": settings.memory,
-            "vllm_tensor_parallel_size": settings.tensor_parallel,
-        }
-    # The weights that TRL's correction gives to tokens are for its own loss.
+    own = {
+        "vllm_server_base_url": settings.url,
+        "vllm_gpu_memory_utilization": settings.memory,
+        "vllm_tensor_parallel_size": settings.tensor_parallel,
+    }
     return {
         "use_vllm": True,
         "vllm_mode": settings.mode,
-        "vllm_importance_sampling_correction": False,
-    } | own
+        "vllm_importance_sampling_correction": False,  # its weights are for TRL's own loss
+    } | {name: value for name, value in own.items() if value is not None}
 
 
 def _accumulation(recipe: TextRecipe, sequences: int) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from imgrl.objectives.text.chunked import Index, head_in_use, pick
+from imgrl.objectives.text.chunked import Reader, head_in_use, pick
 from imgrl.objectives.text.tokens import Want, head_statistics, token_statistics
 
 __all__ = ["Outputs", "Rows", "plain_head", "read_outputs"]
@@ -69,7 +69,7 @@ class Outputs:
         parts = (self.source, self.weight, self.bias)
         return Outputs(*(None if part is None else part.detach() for part in parts))  # type: ignore[arg-type]
 
-    def reader(self) -> Callable[[Index], Tensor]:
+    def reader(self) -> Reader:
         """Gives logits [c, v] at the positions of a chunk, in the precision of here and now."""
         head, bias = (None, None) if self.weight is None else head_in_use(self.weight, self.bias)
         return partial(pick, self.source, head, bias)
@@ -80,7 +80,7 @@ class Outputs:
         want: Collection[Want],
         *,
         temperature: float,
-        anchor: Callable[[Index], Tensor] | None = None,
+        anchor: Reader | None = None,
     ) -> dict[str, Tensor]:
         """``token_statistics``, each [n, t + 1]: cutting the last position off logits would cost a copy of them."""
         ids = nn.functional.pad(rows.tokens, (0, 1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from imgrl.errors import ConfigError
 
-__all__ = ["refuse_sharded_weights"]
+__all__ = ["refuse_missing_vllm", "refuse_sharded_weights"]
 
 
 def refuse_sharded_weights(environment: Mapping[str, str]) -> None:
@@ -31,6 +32,22 @@ def refuse_sharded_weights(environment: Mapping[str, str]) -> None:
             "them in place: launch with plain data parallelism or DeepSpeed stage 1 or 2, and save memory with "
             "model.train=lora."
         )
+
+
+def refuse_missing_vllm() -> None:
+    """Refuse to have vLLM generate where it cannot.
+
+    Raises:
+        ConfigError: if it is not installed, or there is no GPU.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "generation.vllm asks for vLLM, which is not installed; run `pip install vllm`, or leave the key out"
+        )
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError("generation.vllm needs a GPU, and there is none here; leave the key out")
 
 
 def _zero_stage(environment: Mapping[str, str]) -> str | None:

@@ -9,7 +9,7 @@ from imgrl.errors import ConfigError, ModelError
 from imgrl.recipe_text import TextModel
 from imgrl.resources import asset
 
-__all__ = ["load_model", "load_teacher", "place_of"]
+__all__ = ["load_model", "load_teacher", "place_of", "require_same_outputs"]
 
 
 def place_of(path: str) -> str:
@@ -77,3 +77,13 @@ def _tokenizer(place: str) -> Any:
 
 def _on_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def require_same_outputs(student: Any, teacher: Any) -> None:
+    """Models with one tokenizer may still pad their vocabularies to different sizes."""
+    own, other = student.config.vocab_size, teacher.config.vocab_size
+    if own != other:
+        raise ConfigError(
+            f"model.teacher has {other} outputs a token and the student {own}, but meta_distill mixes whole "
+            "distributions; give a teacher with as many"
+        )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
-from imgrl.errors import ConfigError
 from imgrl.objectives.text import SPINE, MetaDistill, ReMix
 from imgrl.objectives.text.base import Need, TextBatch, TextObjective, needs_at, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
@@ -18,9 +17,11 @@ from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.anchored import AnchorFiles, no_loss, note
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows
+from imgrl.training.text.models import require_same_outputs
 from imgrl.training.text.replay import Group, History, pad_alike
 from imgrl.training.text.rewarding import total_of
 from imgrl.training.text.scoring import distilled_fields, live_fields, statistics
+from imgrl.training.text.votes import trained, without_mere_votes
 
 __all__ = ["OnlineTrainer"]
 
@@ -48,13 +49,15 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         settings: Any = self.args
         self.padding, self.sampled = float(tokenizer.pad_token_id), int(settings.num_generations)
         self.group_size = self.sampled if group_size is None else group_size
+        if not 1 <= self.group_size <= self.sampled:
+            raise ValueError(f"Expected group_size in 1..{self.sampled} completions, got {self.group_size}.")
         policy: Any = self.model
         if "previous_kl" in objective.needs:
             self.anchors["previous"], self.anchors["start"] = WeightCopy(policy), WeightCopy(policy)
         self.history = History(objective.history) if isinstance(objective, ReMix) else None
         self.generations: list[WeightCopy] = []
         if isinstance(objective, MetaDistill):
-            _require_same_outputs(policy, teacher)
+            require_same_outputs(policy, teacher)
             self.generations = [WeightCopy(policy) for _ in range(objective.generations)]
             self.anchors |= {f"generation-{i}": own for i, own in enumerate(self.generations)}
         if teacher is not None:
@@ -76,7 +79,8 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         )
         everywhere: Any = self.accelerator.gather(failed.T.contiguous())
         total = total_of(scores, everywhere, self.reward_weights.to(scores.device), size=self.sampled)
-        total = total.masked_fill(~self._trained(total), math.nan)  # those that only voted are not compared
+        compared = trained(len(total), sampled=self.sampled, kept=self.group_size).to(total.device)
+        total = total.masked_fill(~compared, math.nan)  # those that only voted are not
         self._totals = total.view(-1, len(prompts))[self.accelerator.process_index]
         return scores.masked_fill(total.isnan()[:, None], math.nan)
 
@@ -86,7 +90,13 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         size = self.group_size
         ages = self._ages(len(inputs) // self.sampled)
         fresh = [row for i, row in enumerate(inputs) if ages[i // self.sampled] == 0]
-        output: dict[str, Any] = self._without_mere_votes(super()._generate_and_score_completions(fresh))
+        output: dict[str, Any] = super()._generate_and_score_completions(fresh)
+        if self.sampled > size:
+            keep = trained(len(fresh), sampled=self.sampled, kept=size)
+            output = without_mere_votes(output, keep)
+            self._totals = self._totals[keep.to(self._totals.device)]
+            tokens: Any = self.accelerator.gather(_rows(output).mask.sum())
+            output["num_items_in_batch"] = tokens.sum()
         rows = _rows(output)
         chooses = isinstance(self.objective, SPINE)
         seen = self._statistics(self.model, rows, ["log_prob", "entropy"] if chooses else ["log_prob"])
@@ -107,20 +117,9 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             output["current"] = self._statistics(self.model, _rows(output), ["log_prob"])["log_prob"]
         return output
 
-    def _trained(self, rows: Tensor) -> Tensor:
-        """Which of these rows, whole groups of what was sampled, are trained on: the first of each group."""
-        return torch.arange(len(rows), device=rows.device) % self.sampled < self.group_size
-
-    def _without_mere_votes(self, output: dict[str, Any]) -> dict[str, Any]:
-        """A rollout less the completions that were only sampled and judged."""
-        if self.sampled == self.group_size:
-            return output
-        keep, count = self._trained(output["advantages"]), len(output["advantages"])
-        self._totals = self._totals[keep]
-        rows = {k: v for k, v in output.items() if isinstance(v, Tensor) and v.ndim and len(v) == count}
-        output |= {name: value[keep] for name, value in rows.items()}
-        tokens: Any = self.accelerator.gather(_rows(output).mask.sum())
-        return output | {"num_items_in_batch": tokens.sum()}
+    def _get_per_token_logps_and_entropies(self, *_: Any, **__: Any) -> tuple[None, None, None]:
+        """TRL's own scores before a second pass, which nothing here reads: ``old`` below is of the rows trained on."""
+        return None, None, None
 
     @property
     def rollouts(self) -> int:
@@ -128,9 +127,9 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         return self.state.global_step // passes_of(self.objective)
 
     def _statistics(self, model: Any, rows: Rows, want: list[Want]) -> dict[str, Tensor]:
-        return statistics(
-            model, rows, want, temperature=self.temperature, batch=self.args.per_device_train_batch_size
-        )
+        settings: Any = self.args
+        micro = settings.per_device_train_batch_size * self.group_size // self.sampled
+        return statistics(model, rows, want, temperature=self.temperature, batch=max(micro, 1))
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's; before a further update on the same completions, the tokens that SPINE then chooses are counted."""
@@ -287,16 +286,6 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         self.reincarnated = bool(facts["reincarnated"])
         if self.history is not None:
             self.history.load_state_dict(tensors)
-
-
-def _require_same_outputs(student: Any, teacher: Any) -> None:
-    """Models with one tokenizer may still pad their vocabularies to different sizes."""
-    own, other = student.config.vocab_size, teacher.config.vocab_size
-    if own != other:
-        raise ConfigError(
-            f"model.teacher has {other} outputs a token and the student {own}, but meta_distill mixes whole "
-            "distributions; give a teacher with as many"
-        )
 
 
 def _rows(output: Mapping[str, Any]) -> Rows:

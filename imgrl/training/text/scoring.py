@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from imgrl.flow.conventions import full_precision
 from imgrl.objectives.text import MetaDistill
 from imgrl.objectives.text.base import BASE_NEEDS, Need
-from imgrl.objectives.text.chunked import Index
+from imgrl.objectives.text.chunked import Index, Reader
 from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Outputs, Rows, plain_head, read_outputs
 
 __all__ = ["distilled_fields", "live_fields", "statistics"]
-
-Reader = Callable[[Index], Tensor]
-"""Gives a model's logits [c, v] at the positions of a chunk."""
 
 
 @torch.no_grad()
@@ -101,9 +99,10 @@ def distilled_fields(
         taught, _ = _said(teacher, rows, plain_head(teacher), [], temperature)
 
     def target(index: Index) -> Tensor:
-        said = [reader(index) / temperature for reader in before]
+        said = [full_precision(reader(index)) / temperature for reader in before]
+        base = full_precision(taught(index)) / temperature
         # Times the temperature, by which the statistics below divide what they compare.
-        return objective.target(*said, base=taught(index) / temperature) * temperature
+        return objective.target(*said, base=base) * temperature
 
     def read(live: Outputs) -> dict[str, Tensor]:
         found = live.statistics(rows, ["log_prob", "forward_kl"], temperature=temperature, anchor=target)

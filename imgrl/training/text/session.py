@@ -83,12 +83,14 @@ class TextSession:
         from transformers import set_seed
 
         from imgrl.training.text.drift import drift_watch
-        from imgrl.training.text.launch import refuse_sharded_weights
+        from imgrl.training.text.launch import refuse_missing_vllm, refuse_sharded_weights
         from imgrl.training.text.models import load_model, load_teacher
         from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
         refuse_sharded_weights(os.environ)
+        if recipe.generation.vllm is not None:
+            refuse_missing_vllm()
         _hush()
         if not resume and holds_results(folder):
             raise ConfigError(
@@ -196,8 +198,13 @@ class TextSession:
             recipe.rewards,
             budget=recipe.failure_budget,
             columns=[key for key in rows[0] if key != "prompt"],
-            group_size=recipe.batch.votes or recipe.batch.group_size,
+            group_size=recipe.batch.sampled,
         )
+        if recipe.batch.votes is not None and not any(own.reward.groupwise for own in rewards):
+            raise ConfigError(
+                "batch.votes has no effect: none of the rewards judges a prompt's completions by one another, as vote "
+                "does; leave it out, or raise batch.group_size"
+            )
         args = online_arguments(recipe, self.folder, weights=weights)
         return OnlineTrainer(
             args=args,

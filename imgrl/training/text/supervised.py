@@ -17,7 +17,7 @@ __all__ = ["SupervisedTrainer"]
 
 
 class SupervisedTrainer(AnchorFiles, SFTTrainer):
-    """SFT, DFT, ASFT, SFT + KL and f-divergence SFT; the anchor is the model before training."""
+    """SFT, DFT, ASFT, SFT + KL and f-divergence SFT; the anchor is the model before training or follows it."""
 
     def compute_loss(
         self,

@@ -167,6 +167,10 @@ def test_a_frozen_output_matrix_costs_no_gradient_and_hidden_states_still_get_th
 def test_a_trained_output_matrix_cannot_be_the_anchors_as_well():
     hidden, ids = torch.randn(1, 3, 4), torch.zeros(1, 3, dtype=torch.long)
     weight = torch.randn(7, 4, requires_grad=True)
+    with pytest.raises(ValueError, match="got both"):
+        head_statistics(
+            hidden, weight, ids, want=["forward_kl"], anchor_hidden=hidden, anchor_at=lambda index: hidden
+        )
     with pytest.raises(ValueError, match="anchor_weight"):
         head_statistics(hidden, weight, ids, want=["forward_kl"], anchor_hidden=hidden)
 

@@ -1,9 +1,7 @@
-import importlib.util
 import os
 
 import pytest
 
-from imgrl.errors import ConfigError
 from imgrl.objectives.text import DPO, SFT
 from imgrl.recipe import Tracking
 from imgrl.recipe_text import VLLM, Generation, TextBatchSizes, TextRecipe
@@ -35,15 +33,11 @@ def test_every_tracker_is_told_the_project(tmp_path, monkeypatch):
     assert os.environ["WANDB_PROJECT"] == "theirs" and "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
-def test_completions_may_come_from_vllm(tmp_path, monkeypatch):
+def test_completions_may_come_from_vllm(tmp_path):
     def arguments(**settings):
         recipe = TextRecipe(generation=Generation(vllm=VLLM(**settings)))
         return online_arguments(recipe, tmp_path, weights=[1.0])
 
-    if importlib.util.find_spec("vllm") is None:
-        with pytest.raises(ConfigError, match="pip install vllm"):
-            arguments()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     here = arguments(memory=0.5, tensor_parallel=2)
     assert (here.use_vllm, here.vllm_mode) == (True, "colocate")
     assert (here.vllm_gpu_memory_utilization, here.vllm_tensor_parallel_size) == (0.5, 2)
@@ -51,9 +45,19 @@ def test_completions_may_come_from_vllm(tmp_path, monkeypatch):
     assert (there.vllm_mode, there.vllm_server_base_url) == ("server", "http://localhost:8000")
     assert not here.vllm_importance_sampling_correction
     assert not online_arguments(TextRecipe(), tmp_path, weights=[1.0]).use_vllm
-    for wrong in ({"mode": "server"}, {"url": "http://localhost:8000"}):
-        with pytest.raises(ValueError, match="url with mode 'server' and only there"):
-            VLLM(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mode": "server"}, "url with mode 'server' and only there"),
+        ({"url": "http://localhost:8000"}, "url with mode 'server' and only there"),
+        ({"mode": "server", "url": "http://localhost:8000", "memory": 0.5}, "with mode 'colocate' only"),
+    ],
+)
+def test_settings_of_vllm_that_nobody_would_read_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        VLLM(**settings)
 
 
 @pytest.mark.parametrize(("micro", "each", "parts"), [(None, 64, 1), (8, 32, 2)])

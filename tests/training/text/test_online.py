@@ -107,7 +107,7 @@ def test_completions_that_only_vote_are_judged_and_not_trained_on(lm, tmp_path):
     scores = [1.0, 0.0, 0.0, 1.0, 0.25, 0.75, 9.0, -9.0]
     trainer = trainer_of(GRPO(kl_weight=0.1), lm, tmp_path, rewards=[given(*scores)], group_size=2)
     output = rollout(trainer)
-    assert output["group"].tolist() == [0, 0, 1, 1]
+    assert output["group"].tolist() == [0, 0, 1, 1] and output["completion_mask"][:, -1].any()
     assert output["reward"].tolist() == [1.0, 0.0, 0.25, 0.75]
     expected = [
         x / (std + 1e-4)

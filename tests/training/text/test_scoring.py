@@ -203,7 +203,11 @@ def largest(distilled=False):
     snapshot, watch = WeightCopy(model), Watch()
     with watch:
         if distilled:
-            options = {"objective": MetaDistill(strength=0.3), "teacher": llama(2000), "generations": [snapshot]}
+            options = {
+                "objective": MetaDistill(strength=0.3),
+                "teacher": llama(2000),
+                "generations": [snapshot],
+            }
             distilled_fields(model, rows, **options)["target_kl"].sum().backward()
         else:
             fields = live_fields(model, rows, needs=NEEDS, base=snapshot, previous=snapshot)
