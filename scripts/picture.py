@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -34,11 +35,17 @@ def main() -> None:
         raise SystemExit(
             f"Expected grids of at least two evaluations in {args.run / 'grids'}, found {len(grids)}."
         )
-    figure, axes = plt.subplots(1, 3, figsize=(11, 4.4), width_ratios=(1.3, 1.5, 1.3), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.4), width_ratios=(1.3, 1.5, 1.3), layout="constrained")
     for axis, file, title in ((axes[0], grids[0], "before"), (axes[2], grids[-1], "after")):
         axis.imshow(Image.open(file), interpolation="nearest")
         axis.set_title(title)
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    names = (args.run / "grids" / "prompts.txt").read_text().splitlines()
+    rows = Image.open(grids[0]).height / len(names)
+    axes[0].set_yticks(
+        [rows * (i + 0.5) for i in range(len(names))], [textwrap.fill(n, 24) for n in names], fontsize=8
+    )
+    axes[0].tick_params(left=False)
     curves = json.loads(args.curves.read_text()) if args.curves else {args.run.name: [read(args.run)]}
     for index, (label, runs) in enumerate(curves.items()):
         for number, run in enumerate(runs):

@@ -16,6 +16,7 @@ from imgrl.evaluation.protocol import Protocol, generate
 from imgrl.evaluation.shapes import judgeable, score_images, summarise
 from imgrl.policies.lora import LoraWeights
 from imgrl.training.phases import Phases
+from imgrl.training.run_folder import replace
 from imgrl.training.setup import Parts
 from imgrl.types import Prompt
 
@@ -123,7 +124,7 @@ class HeldOut:
                     images[:_DRIFT_IMAGES], prompts[:_DRIFT_IMAGES]
                 )
             if world.main and settings.grid:
-                self._grid(round, images)
+                self._grid(round, images, prompts)
         return results
 
     def _reward_means(self, images: Tensor, prompts: list[Prompt], rows: Tensor) -> dict[str, float]:
@@ -165,10 +166,15 @@ class HeldOut:
         """Images a forward pass."""
         return self.settings.batch or self.parts.recipe.rollout.batch or 64
 
-    def _grid(self, round: int, images: Tensor) -> None:
-        """One row a prompt, from all over the set (which may be sorted), at the seeds of every other evaluation."""
+    def _grid(self, round: int, images: Tensor, prompts: list[Prompt]) -> None:
+        """One row a prompt from all over the set (which may be sorted), at the seeds of every other evaluation.
+
+        Their prompts stand beside it in ``prompts.txt``, a line a row.
+        """
         per = self.settings.images_per_prompt
         by_prompt = images.unflatten(0, (-1, per))
         shown = torch.linspace(0, len(by_prompt) - 1, min(self.settings.grid, len(by_prompt))).round().long()
         folder = self.parts.folder / "grids"
         save_grid(by_prompt[shown].flatten(0, 1), folder / f"round-{round:05d}.png", columns=per)
+        lines = [" ".join(prompts[per * int(row)].text.split()) + "\n" for row in shown]
+        replace(folder / "prompts.txt", "".join(lines))

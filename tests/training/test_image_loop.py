@@ -163,9 +163,9 @@ def test_the_folder_holds_what_was_promised(finished):
     assert stored["protocol"]["images_per_prompt"] == 2 and stored["protocol"]["steps"] == [2, 3]
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"] == torch.__version__
     assert resolve(folder / "config.yaml").batch == made.batch
-    assert [path.name for path in sorted((folder / "grids").iterdir())] == [
-        f"round-0000{n}.png" for n in (0, 2, 3)
-    ]
+    grids = [f"round-0000{n}.png" for n in (0, 2, 3)]
+    assert sorted(path.name for path in (folder / "grids").iterdir()) == ["prompts.txt", *grids]
+    assert (folder / "grids" / "prompts.txt").read_text().splitlines() == list(made.evaluation.prompts)
     assert {path.name for path in (folder / "lora").iterdir()} >= {
         "pytorch_lora_weights.safetensors",
         "comfyui_lora.safetensors",
