@@ -1,7 +1,4 @@
-"""What our TRL trainers share: anchors that move by a rule, saved and resumed with the rest, and the metrics of a loss.
-
-Imports transformers at the top: import this module inside functions only.
-"""
+"""What our TRL trainers share: anchors that move by a rule, saved and resumed with the rest, and a loss's metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import TrainerCallback
 
 from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
 from imgrl.anchor import Anchor, Schedule
@@ -53,8 +49,10 @@ class AnchorFiles:
         super().__init__(*args, **kwargs)
         trainer: Any = self
         if BASE_NEEDS & objective.needs:
+            from imgrl.training.text.watch import Follow
+
             self.anchors["base"] = WeightCopy(trainer.model)
-            trainer.add_callback(_Follow(self.anchors["base"], rule))
+            trainer.add_callback(Follow(self.anchors["base"], rule))
         if is_pissa(trainer.model):
             check_directions(trainer.model)
             self.anchors["initial"] = WeightCopy(trainer.model)
@@ -181,17 +179,6 @@ class AnchorFiles:
     def start(self) -> Mapping[str, Tensor]:
         """PiSSA's factors as they started, by parameter name; nothing for others."""
         return self.anchors["initial"].tensors if "initial" in self.anchors else {}
-
-
-class _Follow(TrainerCallback):
-    """Moves an anchor after each optimiser step, and before the checkpoint that may be written there."""
-
-    def __init__(self, anchor: WeightCopy, rule: Anchor) -> None:
-        self.anchor, self.rule = anchor, rule
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """What the rule says of this step."""
-        self.anchor.follow(getattr(model, "module", model), self.rule.decay(state.global_step))
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one callback of a language run. Imports transformers at the top: import this module inside functions only."""
+"""The callbacks of a language run. Imports transformers at the top: import this module inside functions only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from imgrl.anchor import Anchor
 from imgrl.objectives.text.base import passes_of
+from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
 
 if TYPE_CHECKING:
     from imgrl.training.text.session import TextSession
 
-__all__ = ["Watch"]
+__all__ = ["Follow", "Watch"]
 
 
 class Watch(TrainerCallback):
@@ -90,3 +92,14 @@ class Watch(TrainerCallback):
         session.log(step, scores, moved)
         session.tell(f"step {step}: held-out pass@1 {scores['pass@1']:.3f}")
         self._since = time.monotonic()
+
+
+class Follow(TrainerCallback):
+    """Moves an anchor after each optimiser step, and before the checkpoint that may be written there."""
+
+    def __init__(self, anchor: WeightCopy, rule: Anchor) -> None:
+        self.anchor, self.rule = anchor, rule
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """What the rule says of this step."""
+        self.anchor.follow(getattr(model, "module", model), self.rule.decay(state.global_step))
