@@ -25,12 +25,12 @@ def online_arguments(recipe: TextRecipe, folder: Path, *, weights: list[float]) 
     from trl import GRPOConfig
 
     batch, generation = recipe.batch, recipe.generation
-    accumulation = _accumulation(recipe, batch.groups * batch.group_size)
+    trained = batch.groups * batch.group_size
     return GRPOConfig(
-        **_common(recipe, folder, sequences=batch.groups * batch.sampled, accumulation=accumulation),
+        **_common(recipe, folder, sequences=trained, generated=batch.groups * batch.sampled),
         **({} if generation.vllm is None else _vllm(generation.vllm)),
         num_generations=batch.sampled,
-        steps_per_generation=accumulation,
+        steps_per_generation=_accumulation(recipe, trained),
         num_iterations=passes_of(recipe.objective),
         max_completion_length=generation.max_tokens,
         temperature=generation.temperature,
@@ -118,27 +118,30 @@ def _vllm(settings: VLLM) -> dict[str, Any]:
     } | {name: value for name, value in own.items() if value is not None}
 
 
+def _share(count: int) -> int:
+    """Of so many sequences, those of one process."""
+    return count // int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _accumulation(recipe: TextRecipe, sequences: int) -> int:
-    own = sequences // int(os.environ.get("WORLD_SIZE", "1"))
+    own = _share(sequences)
     return own // (recipe.batch.micro or own)
 
 
 def _common(
-    recipe: TextRecipe, folder: Path, *, sequences: int, accumulation: int | None = None
+    recipe: TextRecipe, folder: Path, *, sequences: int, generated: int | None = None
 ) -> dict[str, Any]:
+    """``sequences`` are trained on a step; TRL counts those ``generated`` for it, if there are more."""
     import torch
 
-    if accumulation is None:
-        accumulation = _accumulation(recipe, sequences)
-
-    own = sequences // int(os.environ.get("WORLD_SIZE", "1"))
+    accumulation = _accumulation(recipe, sequences)
     optimizer = recipe.optimizer
     every = recipe.checkpoint.every
     return {
         "output_dir": str(folder / "checkpoints"),
         "seed": recipe.run.seed,
         "max_steps": recipe.run.steps,
-        "per_device_train_batch_size": own // accumulation,
+        "per_device_train_batch_size": _share(generated or sequences) // accumulation,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": optimizer.lr,
         "adam_beta1": optimizer.betas[0],
