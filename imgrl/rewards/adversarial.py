@@ -16,7 +16,9 @@ from torch import Tensor
 from imgrl.errors import RewardError
 from imgrl.rewards.discriminator import Head, balanced, preference_loss, side_loss
 from imgrl.rewards.features import DEFAULT_BACKBONE, Features, load_extractor
-from imgrl.rewards.rival import Loss, Rival
+from imgrl.rewards.prompt_head import PromptHead
+from imgrl.rewards.references import References
+from imgrl.rewards.rival import Loss, Rival, rows_of
 from imgrl.rewards.schedule import OFFICIAL, Schedule
 
 __all__ = ["Adversarial", "Schedule"]
@@ -36,6 +38,10 @@ class Adversarial(Rival):
         patch_sample: how many patches of each image the head reads, in the loss and in the reward; None reads all.
             A round has one draw of places, the same for every image on every process: places of each image's own
             would add noise inside groups, which is all that an advantage is made of.
+        conditional: read the prompt too. References need captions, and the head also learns that a reference beside
+            another one's caption is wrong (matching-aware, arXiv 1605.05396), so that it asks for obedience as well
+            as for looks. There is no replay, and ``pairwise`` is not for it.
+        mismatch: share of those wrong captions in the loss of what is no reference.
         hidden: width of the head.
         lr: Adam's rate for the head.
         batch: images of each side in a step; None for a round's.
@@ -58,6 +64,8 @@ class Adversarial(Rival):
         overall: float = 0.7,
         patches: float = 0.3,
         patch_sample: int | None = None,
+        conditional: bool = False,
+        mismatch: float = 0.5,
         hidden: int = 512,
         lr: float = 1e-4,
         batch: int | None = 64,
@@ -73,22 +81,27 @@ class Adversarial(Rival):
             raise ValueError(f"Expected weights >= 0, one of them above, got {overall} and {patches}.")
         if patch_sample is not None and patch_sample < 1:
             raise ValueError(f"Expected patch_sample >= 1 or none, got {patch_sample}.")
+        if not 0 <= mismatch < 1 or (conditional and loss == "pairwise"):
+            raise ValueError(
+                f"Expected mismatch in [0, 1) and, where conditional, loss hinge or bce, got {mismatch} and {loss!r}."
+            )
         if compat not in (None, "official") or (compat and schedule):
             raise ValueError(f"Expected compat 'official' without a schedule, or none, got {compat!r}.")
         self.weights = self.loss_weights = (overall, patches)
-        self.patch_sample = patch_sample
+        self.patch_sample, self.conditional, self.mismatch = patch_sample, conditional, mismatch
         chosen = Schedule(**(schedule or {}))
         if compat:
             self.loss_weights, batch, replay, chosen = (1.0, 0.3), None, 0.0, OFFICIAL
         extractor = load_extractor(backbone, side=side, layers=layers)
+        head = PromptHead if conditional else Head
         super().__init__(
             references=references,
             extractor=extractor,
-            head=Head(extractor.width, hidden=hidden, generator=torch.Generator().manual_seed(seed)),
+            head=head(extractor.width, hidden=hidden, generator=torch.Generator().manual_seed(seed)),
             loss=loss,
             lr=lr,
             batch=batch,
-            replay=replay,
+            replay=0.0 if conditional else replay,  # the features of an old image do not know its prompt
             memory=memory,
             schedule=chosen,
             seed=seed,
@@ -104,10 +117,24 @@ class Adversarial(Rival):
         flat = raw.patches.flatten(0, 1)
         self._mean, self._scale = flat.mean(0), flat.std(0) + 1e-3 * flat.std()
 
-    def logit(self, features: Features) -> Tensor:
-        """Logit [n] of each image: weighted sum of its own and of the mean of its patches'."""
-        overall, patches = (self.head(part) for part in self._read(features))
+    def logit(self, features: Features, prompts: Sequence[str] = ()) -> Tensor:
+        """Logit [n] of each image: weighted sum of its own and of the mean of its patches'.
+
+        Prompts, one an image, count for a conditional head only.
+        """
+        overall, patches = self._logits(features, prompts)
         return self.weights[0] * overall + self.weights[1] * patches.mean(1)
+
+    def _logits(self, features: Features, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Logits [n] of images, with their prompts, and [n, p] of the patches that are read."""
+        overall, patches = self._read(features)
+        return self._overall(overall, prompts), self.head(patches)
+
+    def _overall(self, overall: Tensor, prompts: Sequence[str]) -> Tensor:
+        logit = self.head(overall)
+        if isinstance(self.head, PromptHead):
+            logit = logit + self.head.agreement(overall, prompts)
+        return logit
 
     def places(self, count: int) -> Tensor:
         """Which of ``count`` patches are read in this round, int64 [patch_sample]; of seed and round alone."""
@@ -125,16 +152,43 @@ class Adversarial(Rival):
         return Features(features.overall, features.patches[:, places])
 
     def score(self, features: Features, prompts: Sequence[str]) -> Tensor:
-        """The logit [n]; this discriminator does not read."""
-        return self.logit(features)
+        """The logit [n]."""
+        return self.logit(features, prompts)
 
-    def _loss(self, real: Features, fake: Features, prompts: Sequence[str]) -> Tensor:
+    def _draw(
+        self, references: References, prompts: Sequence[str], generator: torch.Generator
+    ) -> tuple[Tensor, Sequence[str]]:
+        if self.conditional:
+            return references.draw_captioned(prompts, generator)
+        return super()._draw(references, prompts, generator)
+
+    def check_learning(self, prompts: Sequence[str]) -> None:
+        """As :meth:`imgrl.rewards.rival.Rival.check_learning`; a conditional one takes any prompt, but needs captions.
+
+        Raises:
+            RewardError: if nothing says what the references show.
+        """
+        if not self.conditional:
+            super().check_learning(prompts)
+        elif not self._known()[0].captions:
+            raise RewardError(
+                f"A conditional discriminator reads what its references show, but {self.source} does not say it; "
+                "name captions in a .csv or .jsonl file, or leave conditional out."
+            )
+
+    def _loss(
+        self, real: Features, fake: Features, *, captions: Sequence[str], prompts: Sequence[str]
+    ) -> Tensor:
         """Weighted sum over the image's own feature and its patches."""
-        parts = [
-            self._side(self.head(r), self.head(f))
-            for r, f in zip(*map(self._read, (real, fake)), strict=True)
-        ]
-        return self.loss_weights[0] * parts[0] + self.loss_weights[1] * parts[1]
+        ours, theirs = self._logits(real, captions), self._logits(fake, prompts)
+        overall, patches = (self._side(r, f) for r, f in zip(ours, theirs, strict=True))
+        wrong = [*captions[1:], *captions[:1]]
+        apart = [row for row, caption in enumerate(captions) if caption != wrong[row]]
+        if self.conditional and self.mismatch and apart:
+            shown = rows_of(real, torch.tensor(apart)).overall
+            mistaken = self._overall(shown, [wrong[row] for row in apart])
+            overall = (1 - self.mismatch) * overall + self.mismatch * self._side(ours[0], mistaken)
+        return self.loss_weights[0] * overall + self.loss_weights[1] * patches
 
     def _side(self, real: Tensor, fake: Tensor) -> Tensor:
         if self.loss == "pairwise":

@@ -100,8 +100,10 @@ class AdversarialPickScore(Rival):
     def _logit(self, features: Features, prompts: Sequence[str]) -> Tensor:
         return self.tower.scale * (self.head(features) * self.tower.texts(prompts).clone()).sum(-1)
 
-    def _loss(self, real: Features, fake: Features, prompts: Sequence[str]) -> Tensor:
-        return preference_loss(self._logit(real, prompts), self._logit(fake, prompts)).mean()
+    def _loss(
+        self, real: Features, fake: Features, *, captions: Sequence[str], prompts: Sequence[str]
+    ) -> Tensor:
+        return preference_loss(self._logit(real, captions), self._logit(fake, prompts)).mean()
 
 
 class _Stem(Frozen):

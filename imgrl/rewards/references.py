@@ -65,6 +65,24 @@ class References:
             rows.append(own[int(torch.randint(len(own), (), generator=generator))])
         return torch.tensor(rows)
 
+    def draw_captioned(self, prompts: Sequence[str], generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """One row for each prompt, int64 [n], and what it shows: a picture of the prompt where there is one.
+
+        Other prompts get any picture with its own caption.
+
+        Raises:
+            DataError: if no picture has a caption.
+        """
+        if not self.captions:
+            raise DataError("None of the reference images has a caption; name them in a .csv or .jsonl file.")
+        rows, texts = [], []
+        for prompt in prompts:
+            own = [(prompt, row) for row in self.of_prompt.get(prompt, ())] or self.captions
+            text, row = own[int(torch.randint(len(own), (), generator=generator))]
+            rows.append(row)
+            texts.append(text)
+        return torch.tensor(rows), texts
+
 
 def load_references(
     source: str | Path | Sequence[str | Path], *, height: int, width: int, least: int = 1

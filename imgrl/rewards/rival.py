@@ -159,6 +159,12 @@ class Rival(ABC):
 
     # -------------------------------------------------------------- learning
 
+    def _draw(
+        self, references: References, prompts: Sequence[str], generator: torch.Generator
+    ) -> tuple[Tensor, Sequence[str]]:
+        """Rows [n] of the references to compare with images of ``prompts``, and the texts these are scored with."""
+        return references.draw(prompts, generator), prompts
+
     @property
     def waits(self) -> bool:
         """Whether the policy should not train on this round."""
@@ -175,11 +181,12 @@ class Rival(ABC):
         generator = torch.Generator().manual_seed(key)
         generated = self.features(images)
         self._memory.clear()
-        own = rows_of(seen, references.draw(prompts, generator))
-        measured, ours, theirs = self._measured(own, generated, prompts, peers)
+        rows, captions = self._draw(references, prompts, generator)
+        own = rows_of(seen, rows)
+        measured, ours, theirs = self._measured(own, generated, captions, prompts, peers)
         learns = self.schedule.learns(self.round, measured, outscored=theirs > ours)
         losses = [
-            self._step(own, generated, prompts, generator, peers)
+            self._step(own, generated, captions, prompts, generator, peers)
             for _ in range(self.schedule.steps if learns else 0)
         ]
         if self.share:
@@ -190,10 +197,15 @@ class Rival(ABC):
 
     @torch.no_grad()
     def _measured(
-        self, own: Features, generated: Features, prompts: Sequence[str], peers: Peers
+        self,
+        own: Features,
+        generated: Features,
+        captions: Sequence[str],
+        prompts: Sequence[str],
+        peers: Peers,
     ) -> tuple[float, float, float]:
         """Accuracy, and mean score of references and of generated images, over all processes."""
-        ours, theirs = self.score(own, prompts), self.score(generated, prompts)
+        ours, theirs = self.score(own, captions), self.score(generated, prompts)
         right = self._accuracy(ours, theirs)
         parts = peers.add_numbers([float(right), float(ours.mean()), float(theirs.mean())])
         share, mean_ours, mean_theirs = (part / peers.size for part in parts)
@@ -213,6 +225,7 @@ class Rival(ABC):
         self,
         own: Features,
         generated: Features,
+        captions: Sequence[str],
         prompts: Sequence[str],
         generator: torch.Generator,
         peers: Peers,
@@ -224,7 +237,8 @@ class Rival(ABC):
         if old and len(self.replay):
             past = self.replay.draw(old, generator)
             fake = Features(*(torch.cat([new[old:], kept]) for new, kept in zip(fake, past, strict=True)))
-        loss = self._loss(real, fake, [prompts[int(row)] for row in chosen])
+        texts = {"captions": captions, "prompts": prompts}
+        loss = self._loss(real, fake, **{kind: [of[row] for row in chosen] for kind, of in texts.items()})
         self.optimizer.zero_grad(set_to_none=True)
         (loss / peers.size).backward()
         peers.add_gradients(self.optimizer.param_groups[0]["params"])
@@ -232,8 +246,13 @@ class Rival(ABC):
         return peers.add_numbers([float(loss.detach())])[0] / peers.size
 
     @abstractmethod
-    def _loss(self, real: Features, fake: Features, prompts: Sequence[str]) -> Tensor:
-        """Loss [] of references and as many generated images; row by row of the same prompts, replay aside."""
+    def _loss(
+        self, real: Features, fake: Features, *, captions: Sequence[str], prompts: Sequence[str]
+    ) -> Tensor:
+        """Loss [] of references, which show ``captions``, and of as many images generated for ``prompts``.
+
+        Row by row of the same prompts where references belong to prompts, replay aside.
+        """
 
     # ----------------------------------------------------------------- state
 

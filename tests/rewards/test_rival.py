@@ -56,7 +56,7 @@ class Plain(Rival):
     def score(self, features, prompts):
         return self.head(features.overall)
 
-    def _loss(self, real, fake, prompts):
+    def _loss(self, real, fake, *, captions, prompts):
         self.given.append((real, fake))
         return preference_loss(self.head(real.overall), self.head(fake.overall)).mean()
 
