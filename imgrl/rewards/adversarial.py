@@ -170,7 +170,7 @@ class Adversarial(Rival):
         """
         if not self.conditional:
             super().check_learning(prompts)
-        elif not self._known()[0].captions:
+        elif not self._known().captions:
             raise RewardError(
                 f"A conditional discriminator reads what its references show, but {self.source} does not say it; "
                 "name captions in a .csv or .jsonl file, or leave conditional out."

@@ -92,8 +92,7 @@ class RewardSet:
             RewardError: if a reward misses a column, raises, or breaks its contract.
         """
         self._columns = column_names(prompts)
-        if not self.learners.prepared:
-            self.learners.prepare(height=height, width=width, round_trip=lambda images: images)
+        self.learners.probe(height=height, width=width)
         texts = [prompt.text for prompt in prompts]
         if training:
             self.learners.check(texts)

@@ -4,6 +4,7 @@ A reward learns if it has a method ``learn(images, prompts, *, peers) -> metrics
 ``load_state_dict(state, peers)`` are part of every checkpoint. It may have
 
 - ``prepare(height, width, round_trip)``, called before the first score;
+- ``probe(height, width)``, called in place of it where only a recipe is checked;
 - ``check_learning(prompts)``, which refuses prompts that it could not learn from;
 - ``forget()``, called when images have been scored that it will not learn from;
 - an attribute ``waits``, true while the policy should not train yet.
@@ -37,6 +38,11 @@ class Peers(Protocol):
         """Number of processes."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where tensors that processes exchange must lie."""
+        ...
+
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all processes, in rank order."""
         ...
@@ -53,7 +59,7 @@ class Peers(Protocol):
 class Alone:
     """A run of one process."""
 
-    rank, size = 0, 1
+    rank, size, device = 0, 1, torch.device("cpu")
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows themselves."""
@@ -75,7 +81,7 @@ class Learners:
             name: reward.target for name, reward in rewards.items() if reward.learns
         }
         self.prepared = False
-        """Whether they have been shown any; probes need no more than that."""
+        """Whether they have been shown any."""
 
     def __bool__(self) -> bool:
         """Whether any learns."""
@@ -93,6 +99,17 @@ class Learners:
         for target in self.targets.values():
             if hasattr(target, "prepare"):
                 target.prepare(height=height, width=width, round_trip=round_trip)
+
+    def probe(self, *, height: int, width: int) -> None:
+        """Have each see as much as a first score takes, unless they have been shown all."""
+        if self.prepared:
+            return
+        self.prepared = True
+        for target in self.targets.values():
+            if hasattr(target, "probe"):
+                target.probe(height=height, width=width)
+            elif hasattr(target, "prepare"):
+                target.prepare(height=height, width=width, round_trip=lambda images: images)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Ask each whether it could learn from images of all these prompts.

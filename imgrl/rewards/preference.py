@@ -9,7 +9,7 @@ both projections and the scale stay. The loss is pairwise: the reference beats t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from imgrl.rewards.clip import ClipTower, clip_tower
 from imgrl.rewards.discriminator import preference_loss
 from imgrl.rewards.embeddings import chosen_device
 from imgrl.rewards.features import Features, Frozen
+from imgrl.rewards.references import References
 from imgrl.rewards.rival import Rival
 from imgrl.rewards.schedule import Schedule
 
@@ -83,15 +84,14 @@ class AdversarialPickScore(Rival):
             seed=seed,
         )
 
-    def prepare(self, *, height: int, width: int, round_trip: Callable[[Tensor], Tensor]) -> None:
-        """Read the references, as :meth:`imgrl.rewards.rival.Rival.prepare` does; they must have prompts."""
-        super().prepare(height=height, width=width, round_trip=round_trip)
-        references, _ = self._known()
+    def _load(self, height: int, width: int) -> References:
+        references = super()._load(height, width)
         if not references.of_prompt:  # a picture of something else would teach it to ignore the text
             raise RewardError(
                 f"PickScore compares a reference with the image of the same prompt, but {self.source} gives none; "
                 "name one for each picture in a .csv or .jsonl file, or use the reward adversarial."
             )
+        return references
 
     def score(self, features: Features, prompts: Sequence[str]) -> Tensor:
         """The reward [n]."""

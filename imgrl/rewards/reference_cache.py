@@ -59,9 +59,9 @@ class ReferenceCache:
         return {name: torch.stack([found[key][name] for key in keys]) for name in found[keys[0]]}
 
     def features(self, images: Tensor, extractor: Extractor) -> Features:
-        """The extractor's features of images [n, 3, H, W] in [0, 1], on its device."""
+        """The extractor's features of images [n, 3, H, W] in [0, 1], in main memory."""
         made = self(images, extractor.identity, lambda part: extractor(part)._asdict())
-        return Features(*(made[name].to(extractor.device) for name in Features._fields))
+        return Features(*(made[name] for name in Features._fields))
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

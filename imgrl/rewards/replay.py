@@ -1,4 +1,7 @@
-"""Features of images from earlier rounds, so that a discriminator does not forget what the policy used to draw."""
+"""Features of images from earlier rounds, so that a discriminator does not forget what the policy used to draw.
+
+They lie in main memory, wherever the network computes.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Replay:
     def add(self, features: Features, generator: torch.Generator) -> None:
         """Take images in, in random order: first into free places, then in place of random others."""
         order = torch.randperm(len(features.overall), generator=generator)
-        new = Features(*(part.detach()[order.to(part.device)] for part in features))
+        new = Features(*(part.detach().cpu()[order] for part in features))
         free = self.capacity - len(self)
         if self._kept is None:
             self._kept = Features(*(part[:free] for part in new))
@@ -38,20 +41,22 @@ class Replay:
         rest = Features(*(part[free : free + self.capacity] for part in new))
         places = torch.randperm(self.capacity, generator=generator)[: len(rest.overall)]
         for old, part in zip(self._kept, rest, strict=True):
-            old[places.to(old.device)] = part
+            old[places] = part
 
     def draw(self, count: int, generator: torch.Generator) -> Features:
         """``count`` images, with repetition."""
         if self._kept is None:
             raise ValueError("There is nothing to draw from yet.")
-        rows = torch.randint(len(self), (count,), generator=generator).to(self._kept.overall.device)
+        rows = torch.randint(len(self), (count,), generator=generator)
         return Features(*(part[rows] for part in self._kept))
 
     def state_dict(self, peers: Peers) -> dict[str, Any]:
         """The images held by all processes."""
-        return {} if self._kept is None else {k: peers.gather(v) for k, v in self._kept._asdict().items()}
+        if self._kept is None:
+            return {}
+        return {k: peers.gather(v.to(peers.device)).cpu() for k, v in self._kept._asdict().items()}
 
     def load_state_dict(self, state: dict[str, Any], peers: Peers) -> None:
-        """Hold this process's share of what was saved."""
-        parts = {k: v.tensor_split(peers.size)[peers.rank].clone() for k, v in state.items()}
+        """Hold this process's share of what was saved; of more than it can hold, as after more processes, the first."""
+        parts = {k: v.tensor_split(peers.size)[peers.rank][: self.capacity].clone() for k, v in state.items()}
         self._kept = Features(**parts) if parts else None

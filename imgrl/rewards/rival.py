@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from imgrl.errors import RewardError
 from imgrl.rewards.discriminator import accuracy, preferred
 from imgrl.rewards.features import Extractor, Features
+from imgrl.rewards.fingerprint import digest
 from imgrl.rewards.learning import Peers
 from imgrl.rewards.reference_cache import ReferenceCache
 from imgrl.rewards.references import References, load_references
@@ -79,8 +80,20 @@ class Rival(ABC):
 
     # ------------------------------------------------------------ references
 
+    def probe(self, *, height: int, width: int) -> None:
+        """Read and check all references, but look at two alone, as they are: enough for a first score, and cheap.
+
+        Args:
+            height: of the policy's images.
+            width: of the policy's images.
+        """
+        self._references = self._load(height, width)
+        self._fit(self.extractor(self._references.images[:2].float() / 255))
+
     def prepare(self, *, height: int, width: int, round_trip: Callable[[Tensor], Tensor]) -> None:
         """Read the references and see them as the policy would draw them.
+
+        Their features stay in main memory: those of a thousand pictures fill a GPU, and a step needs few.
 
         Two are needed, whatever the size of a group or a round: each image is compared with one that is drawn with
         replacement, but a single picture is no style, and would only be learned by heart.
@@ -92,14 +105,19 @@ class Rival(ABC):
                 difference between the two sides is the autoencoder's fingerprint, which no policy can change. Where
                 it has a ``cache`` (:class:`imgrl.rewards.reference_cache.KeptRoundTrip`), features are kept there too.
         """
-        self._references = load_references(self.source, height=height, width=width, least=2)
+        self._references = self._load(height, width)
         drawn = [round_trip(part.float() / 255) for part in self._references.images.split(32)]
         cache: ReferenceCache | None = getattr(round_trip, "cache", None)
         whole = torch.cat(drawn)
         raw = self.extractor(whole) if cache is None else cache.features(whole, self.extractor)
+        raw = moved(raw, torch.device("cpu"))
         self._fit(raw)
         self._seen = self._standard(raw)
         self._memory.clear()
+
+    def _load(self, height: int, width: int) -> References:
+        """The references, checked; a kind that asks more of them says so here."""
+        return load_references(self.source, height=height, width=width, least=2)
 
     def _fit(self, raw: Features) -> None:
         """Take from the references' features how :meth:`_standard` scales; as they are, unless a kind says more."""
@@ -107,13 +125,13 @@ class Rival(ABC):
 
     def _standard(self, raw: Features) -> Features:
         """Features as the head reads them."""
-        return Features(*((part - self._mean) / self._scale for part in raw))
+        return Features(*((part - self._mean.to(part.device)) / self._scale.to(part.device) for part in raw))
 
-    def _known(self) -> tuple[References, Features]:
-        """The references and their features; RewardError before they have been seen."""
-        if self._references is None or self._seen is None:
+    def _known(self) -> References:
+        """The references; RewardError before they have been read."""
+        if self._references is None:
             raise RewardError("An adversarial reward must see its references first: call prepare().")
-        return self._references, self._seen
+        return self._references
 
     def check_learning(self, prompts: Sequence[str]) -> None:
         """Refuse to learn from images of prompts that have no reference, where references belong to prompts.
@@ -124,8 +142,7 @@ class Rival(ABC):
         Raises:
             RewardError: naming some of these prompts.
         """
-        references, _ = self._known()
-        if lacking := references.lacking(prompts):
+        if lacking := self._known().lacking(prompts):
             told = ", ".join(map(repr, lacking[:_MOST_TOLD]))
             rest = f" and {len(lacking) - _MOST_TOLD} more" if len(lacking) > _MOST_TOLD else ""
             raise RewardError(
@@ -176,13 +193,17 @@ class Rival(ABC):
         Gradients are averaged over processes, and what decides is measured over all of them, so the head stays equal
         everywhere.
         """
-        references, seen = self._known()
+        references, seen = self._known(), self._seen
+        if seen is None:
+            raise RewardError(
+                "An adversarial reward learns from references that it has seen: call prepare()."
+            )
         key = (1_000_003 * self.seed + self.round) * 4096 + peers.rank  # each process draws for itself
         generator = torch.Generator().manual_seed(key)
         generated = self.features(images)
         self._memory.clear()
         rows, captions = self._draw(references, prompts, generator)
-        own = rows_of(seen, rows)
+        own = moved(rows_of(seen, rows), generated.overall.device)
         measured, ours, theirs = self._measured(own, generated, captions, prompts, peers)
         learns = self.schedule.learns(self.round, measured, outscored=theirs > ours)
         losses = [
@@ -235,10 +256,12 @@ class Rival(ABC):
         fake, real = rows_of(generated, chosen), rows_of(own, chosen)
         old = int(self.share * len(chosen))
         if old and len(self.replay):
-            past = self.replay.draw(old, generator)
+            past = moved(self.replay.draw(old, generator), fake.overall.device)
             fake = Features(*(torch.cat([new[old:], kept]) for new, kept in zip(fake, past, strict=True)))
         texts = {"captions": captions, "prompts": prompts}
-        loss = self._loss(real, fake, **{kind: [of[row] for row in chosen] for kind, of in texts.items()})
+        loss = self._loss(
+            real, fake, **{kind: [of[int(row)] for row in chosen] for kind, of in texts.items()}
+        )
         self.optimizer.zero_grad(set_to_none=True)
         (loss / peers.size).backward()
         peers.add_gradients(self.optimizer.param_groups[0]["params"])
@@ -257,7 +280,19 @@ class Rival(ABC):
     # ----------------------------------------------------------------- state
 
     def state_dict(self, peers: Peers) -> dict[str, Any]:
-        """Everything that the next round depends on."""
+        """Everything that the next round depends on.
+
+        Raises:
+            RewardError: if the processes' heads have come apart.
+        """
+        # 63 bits of a digest: what a signed number holds.
+        mark = int(digest({k: v.cpu() for k, v in self.head.state_dict().items()})[:16], 16) >> 1
+        marks = peers.gather(torch.tensor([mark], device=peers.device)).tolist()
+        if len(set(marks)) > 1:
+            raise RewardError(
+                f"The discriminator differs between the {peers.size} processes, which must all train the same one; "
+                "go on from the last checkpoint, and report this with the run's environment.json."
+            )
         return {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -272,6 +307,11 @@ class Rival(ABC):
         self.optimizer.load_state_dict({**kept, "state": {int(k): v for k, v in kept["state"].items()}})
         self.replay.load_state_dict(state["replay"], peers)
         self.round = int(state["round"])
+
+
+def moved(features: Features, device: torch.device) -> Features:
+    """The features on a device."""
+    return Features(*(part.to(device) for part in features))
 
 
 def rows_of(features: Features, rows: Tensor) -> Features:

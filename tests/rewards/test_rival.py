@@ -36,7 +36,7 @@ class Colours:
 class Plain(Rival):
     """Adversarial without weights of its own; remembers what its loss was given."""
 
-    def __init__(self, references, *, loss="bce", replay=0.0, steps=1, batch=None):
+    def __init__(self, references, *, loss="bce", replay=0.0, steps=1, batch=None, prepared=True):
         super().__init__(
             references=str(references),
             extractor=Colours(),
@@ -50,7 +50,8 @@ class Plain(Rival):
             seed=0,
         )
         self.given = []
-        self.prepare(height=SIZE, width=SIZE, round_trip=lambda images: images)
+        if prepared:
+            self.prepare(height=SIZE, width=SIZE, round_trip=lambda images: images)
         self.extractor.shown = 0
 
     def score(self, features, prompts):
@@ -95,6 +96,33 @@ def test_prompts_to_train_on_need_references_and_others_do_not(listed):
 def test_references_of_no_prompt_serve_every_prompt(listed):
     rewards = RewardSet.from_specs({"like": Plain(listed.parent)})
     rewards.check([Prompt(id=0, text="anything")], height=SIZE, width=SIZE, training=True)
+
+
+def test_a_check_looks_at_two_references_alone(listed):
+    reward = Plain(listed, prepared=False)
+    rewards = RewardSet.from_specs({"like": reward})
+    rewards.check(PROMPTS, height=SIZE, width=SIZE, training=True)
+    assert reward.extractor.shown == 2 + 2  # and at its two flat images
+    with pytest.raises(RewardError, match=r"learns from references that it has seen: call prepare\(\)"):
+        reward.learn(noise(8, 2), TEXTS, peers=Alone())
+    reward.prepare(height=SIZE, width=SIZE, round_trip=lambda images: images)
+    assert reward.extractor.shown == 4 + 8
+    rewards.check(PROMPTS, height=SIZE, width=SIZE)  # a resumed or second check does not undo it
+    reward.learn(noise(8, 2), TEXTS, peers=Alone())
+
+
+# ----------------------------------------------------------------- processes
+
+
+def test_heads_that_have_come_apart_are_not_saved(listed):
+    class Apart(Alone):
+        size = 2
+
+        def gather(self, rows):
+            return torch.cat([rows, rows + 1])
+
+    with pytest.raises(RewardError, match="The discriminator differs between the 2 processes"):
+        Plain(listed).state_dict(Apart())
 
 
 # -------------------------------------------------------------------- memory
