@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BudgetError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -31,6 +32,10 @@ class ModelError(ImgrlError):
 
 class RewardError(ImgrlError):
     """A reward that cannot be found, breaks its contract or fails beyond the stated budget."""
+
+
+class BudgetError(RewardError):
+    """A reward that failed on more images than the run allows; every process raises it alike."""
 
 
 class CheckpointError(ImgrlError):

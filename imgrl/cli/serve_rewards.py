@@ -153,6 +153,9 @@ def _built(served: _Served, timeout: float) -> RewardSet:
     }
     rewards = RewardSet(specs, cache=served.cache)
     rewards.check(known, height=served.size[0], width=served.size[1])
+    for reward in rewards.rewards.values():
+        # From here on the server keeps the time: a call given up in here would go on in its thread beside the next.
+        reward.patience = replace(reward.patience, timeout=None)
     return rewards
 
 

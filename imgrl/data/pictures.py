@@ -40,5 +40,6 @@ def read_picture(file: Path) -> Image.Image | str:
 
 
 def _sixteen_bits(opened: Any) -> bool:
-    """Whether a PNG has 16 bits a channel, which Pillow would silently halve; known before it is loaded."""
-    return opened.format == "PNG" and any("16" in str(tile[3]) for tile in opened.tile)
+    """Whether a PNG or TIFF has 16 bits a channel, which Pillow would silently halve; known before it is loaded."""
+    raw = (tile[3][0] if isinstance(tile[3], tuple) else tile[3] for tile in opened.tile)
+    return opened.format in ("PNG", "TIFF") and any("16" in str(mode) for mode in raw)

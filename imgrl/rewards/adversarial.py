@@ -122,13 +122,10 @@ class Adversarial(Rival):
 
         Prompts, one an image, count for a conditional head only.
         """
-        overall, patches = self._logits(features, prompts)
-        return self.weights[0] * overall + self.weights[1] * patches.mean(1)
-
-    def _logits(self, features: Features, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Logits [n] of images, with their prompts, and [n, p] of the patches that are read."""
         overall, patches = self._read(features)
-        return self._overall(overall, prompts), self.head(patches)
+        return self.weights[0] * self._overall(overall, prompts) + self.weights[1] * self.head(patches).mean(
+            1
+        )
 
     def _overall(self, overall: Tensor, prompts: Sequence[str]) -> Tensor:
         logit = self.head(overall)
@@ -180,14 +177,16 @@ class Adversarial(Rival):
         self, real: Features, fake: Features, *, captions: Sequence[str], prompts: Sequence[str]
     ) -> Tensor:
         """Weighted sum over the image's own feature and its patches."""
-        ours, theirs = self._logits(real, captions), self._logits(fake, prompts)
-        overall, patches = (self._side(r, f) for r, f in zip(ours, theirs, strict=True))
+        real, fake = self._read(real), self._read(fake)
+        ours = self._overall(real.overall, captions)
+        overall = self._side(ours, self._overall(fake.overall, prompts))
+        patches = self._side(self.head(real.patches), self.head(fake.patches))
         wrong = [*captions[1:], *captions[:1]]
         apart = [row for row, caption in enumerate(captions) if caption != wrong[row]]
         if self.conditional and self.mismatch and apart:
             shown = rows_of(real, torch.tensor(apart)).overall
             mistaken = self._overall(shown, [wrong[row] for row in apart])
-            overall = (1 - self.mismatch) * overall + self.mismatch * self._side(ours[0], mistaken)
+            overall = (1 - self.mismatch) * overall + self.mismatch * self._side(ours, mistaken)
         return self.loss_weights[0] * overall + self.loss_weights[1] * patches
 
     def _side(self, real: Tensor, fake: Tensor) -> Tensor:

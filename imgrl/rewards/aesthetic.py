@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from imgrl.rewards.clip import clip_tower
 from imgrl.rewards.embeddings import chosen_device
+from imgrl.rewards.fingerprint import fingerprint
 from imgrl.rewards.hub import load_whole, read_weights, weight_file
 
 __all__ = ["Aesthetic", "linear_stack"]
@@ -43,6 +44,11 @@ class Aesthetic:
         given = {str(name).removeprefix("layers."): tensor for name, tensor in read_weights(file).items()}
         load_whole(self.stack, given, file=file, what=f"an aesthetic predictor for {model}")
         self.stack.to(where)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights, whatever file they came from."""
+        return fingerprint(self.tower.model, fingerprint(self.stack))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.rewards.embeddings import Remembered, chosen_device, picture_keys
+from imgrl.rewards.fingerprint import fingerprint
 from imgrl.rewards.hub import check_source, not_loaded
 
 __all__ = ["ClipCosine", "ClipTower", "PickScore", "clip_tower"]
@@ -113,6 +114,11 @@ class ClipCosine:
     ) -> None:
         self.tower = clip_tower(model, processor or model, chosen_device(device))
 
+    @property
+    def identity(self) -> str:
+        """Digest of the weights, whatever file they came from."""
+        return fingerprint(self.tower.model)
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [n] of each image [n, 3, H, W] in [0, 1] with its prompt."""
         return self.tower.cosine(images, prompts).cpu()
@@ -142,6 +148,11 @@ class PickScore:
         if not divisor > 0:
             raise ValueError(f"Expected divisor > 0, got {divisor}.")
         self.tower, self.divisor = clip_tower(model, processor, chosen_device(device)), divisor
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights, whatever file they came from."""
+        return fingerprint(self.tower.model)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [n] of images [n, 3, H, W] in [0, 1] for their prompts."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imgrl.errors import RewardError
+from imgrl.errors import BudgetError, RewardError
 from imgrl.rewards.base import Reward, column_names
 from imgrl.rewards.cache import Cache, eight_bits, score_keys
 from imgrl.rewards.calling import Failure, Patience
@@ -50,7 +50,7 @@ class RewardSet:
         self.cache = None if cache is None else Cache(cache)
         self.rewards = {name: _build(name, spec) for name, spec in specs.items()}
         self.learners = Learners(self.rewards)
-        self.identities = {name: identity_of(reward, specs[name]) for name, reward in self.rewards.items()}
+        self._identities: dict[str, str | None] = {}
         self.last_failure: dict[str, Failure] = {}
         self._columns: frozenset[str] = frozenset()
 
@@ -200,7 +200,7 @@ class RewardSet:
         reward, count = self.rewards[name], len(prompts)
         passed = reward.passed_columns(columns)
         values, missed = torch.full((count,), math.nan), torch.zeros(count, dtype=torch.bool)
-        rows, keys, identity = torch.arange(count), [], self.identities[name]
+        rows, keys, identity = torch.arange(count), [], self.identity(name) if self.cache else None
         if self.cache and identity:
             images = eight_bits(images)
             keys = score_keys(identity, images, prompts, passed, name=name)
@@ -217,13 +217,19 @@ class RewardSet:
                 self.cache.put([keys[int(i)] for i in part], scores)
         return values, missed
 
+    def identity(self, name: str) -> str | None:
+        """What tells a reward's scores from others' (:mod:`imgrl.rewards.identity`); may read all its weights once."""
+        if name not in self._identities:
+            self._identities[name] = identity_of(self.rewards[name], self.specs[name])
+        return self._identities[name]
+
     def check_failures(self, failures: Mapping[str, int], count: int) -> None:
-        """Raise RewardError if a reward failed on more than the allowed share of ``count`` images."""
+        """Raise BudgetError if a reward failed on more than the allowed share of ``count`` images."""
         for name, missed in failures.items():
             if missed > self.failure_budget * count:
                 last = self.last_failure.get(name)
                 story = "it was in another process" if last is None else f"the last failure was {last}"
-                raise RewardError(
+                raise BudgetError(
                     f"Reward {name!r} failed on {missed} of {count} images, more than the budget of "
                     f"{self.failure_budget:.0%}; {story}."
                 ) from last

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imgrl.errors import ImgrlError, RewardError
 from imgrl.rewards.features import Features, load_extractor
+from imgrl.rewards.fingerprint import digest
 from imgrl.rewards.references import load_references
 
 __all__ = ["Dino", "similarity"]
@@ -74,6 +75,15 @@ class Dino:
         except ImgrlError as error:
             raise RewardError(str(error)) from error
         self.seen = self.extractor(self.references.images.float() / 255)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the network and of the references, whatever their files are called."""
+        return digest(
+            {"references": self.references.images},
+            self.extractor.identity,
+            sorted(self.references.of_prompt.items()),
+        )
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> list[float | None]:

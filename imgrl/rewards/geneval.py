@@ -16,6 +16,7 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.evaluation.geneval.judge import Box, Rules, judge
+from imgrl.rewards.identity import source_digest
 from imgrl.rewards.pixels import to_uint8
 from imgrl.rewards.resolve import locate
 
@@ -62,6 +63,10 @@ class GenEval:
         self.rules = Rules(**{"clip": True, **(rules or {})})
         self.detector = _found(detector)
         self.colors = None if colors is None else _found(colors)
+        named = [given if isinstance(given, str) else None for given in (detector, colors)]
+        stated = [getattr(found, "identity", None) for found in (self.detector, self.colors)]
+        self.identity = repr([*map(source_digest, named), *stated])
+        """Changes with the files that define the two callables, and with what they state as theirs."""
 
     def __call__(
         self,

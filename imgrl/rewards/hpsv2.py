@@ -15,6 +15,7 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.rewards.embeddings import Remembered, chosen_device
+from imgrl.rewards.fingerprint import fingerprint
 from imgrl.rewards.hub import load_whole, read_weights, weight_file
 from imgrl.rewards.pixels import CLIP_MEAN, CLIP_STD, normalised, to_uint8
 
@@ -53,6 +54,11 @@ class HPSv2:
         size = self.model.visual.image_size
         self.side = int(size if isinstance(size, int) else size[0])
         self._texts = Remembered(4096)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights, whatever file they came from."""
+        return fingerprint(self.model)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -12,7 +12,7 @@ from imgrl.rewards.base import Reward
 from imgrl.rewards.registry import REWARDS
 from imgrl.rewards.spec import RewardSpec
 
-__all__ = ["identity_of"]
+__all__ = ["identity_of", "source_digest"]
 
 
 def identity_of(reward: Reward, spec: RewardSpec) -> str | None:
@@ -32,15 +32,15 @@ def identity_of(reward: Reward, spec: RewardSpec) -> str | None:
     use = spec.use if isinstance(spec.use, str) else None
     try:
         story = json.dumps(
-            [imgrl.__version__, reward.name, use, dict(spec.args), stated, _source(use)], sort_keys=True
+            [imgrl.__version__, reward.name, use, dict(spec.args), stated, source_digest(use)], sort_keys=True
         )
     except (TypeError, ValueError):  # args that are Python objects
         return None
     return hashlib.sha256(story.encode()).hexdigest()
 
 
-def _source(use: str | None) -> str | None:
-    """Digest of the file that defines the reward, if it is one."""
+def source_digest(use: str | None) -> str | None:
+    """Digest of the file that defines what a text names, if it is one."""
     if use is None:
         return None
     place = (REWARDS[use].factory if use in REWARDS else use).rpartition(":")[0]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from imgrl.errors import RewardError
 from imgrl.rewards.aesthetic import linear_stack
 from imgrl.rewards.embeddings import chosen_device
+from imgrl.rewards.fingerprint import fingerprint
 from imgrl.rewards.hub import check_source, in_brief, load_whole, not_loaded, read_weights, weight_file
 from imgrl.rewards.pixels import CLIP_MEAN, CLIP_STD, normalised, to_uint8
 
@@ -72,6 +73,11 @@ class ImageReward:
         file = weight_file(weights, repository="THUDM/ImageReward", file="ImageReward.pt")
         self.model = _open(file, self.device)
         self.tokenizer = _tokenizer(tokenizer, self.model.words)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the weights, whatever file they came from."""
+        return fingerprint(self.model)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

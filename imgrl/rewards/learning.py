@@ -135,6 +135,12 @@ class Learners:
         """Whether the policy should not train on this round."""
         return any(bool(getattr(target, "waits", False)) for target in self.targets.values())
 
+    @property
+    def alternating(self) -> bool:
+        """Whether a reward has the policy wait in most rounds by design."""
+        schedules = (getattr(target, "schedule", None) for target in self.targets.values())
+        return any(getattr(schedule, "every", 1) > 1 for schedule in schedules)
+
     def learn(
         self, images: Tensor, prompts: Sequence[Prompt], *, peers: Peers | None = None
     ) -> dict[str, dict[str, float]]:

@@ -39,8 +39,8 @@ class Schedule:
         """Whether the discriminator learns from a round."""
         if round < self.warmup:
             return True
-        if self.every > 1:
-            return not self.trains(round)
+        if self.every > 1 and self.trains(round):
+            return False
         return measured <= self.enough and (outscored or not self.gate)
 
 

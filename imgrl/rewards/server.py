@@ -66,7 +66,7 @@ class _Desk:
 
     def traits(self, names: Sequence[str], *, summed: bool = False) -> dict[str, Any]:
         """What a client must know: whether a call must be one whole group, and if its scores can be kept."""
-        identities = [self.rewards.identities[name] for name in names]
+        identities = [self.rewards.identity(name) for name in names]
         identity = None
         if all(identities):
             weights = [self.rewards.specs[name].weight if summed else None for name in names]

@@ -56,6 +56,7 @@ def check_recipe(recipe: Recipe, *, processes: int = 1) -> Checked:
     size = _size(recipe)
     scoring = recipe.scoring
     rewards = RewardSet.from_specs(recipe.rewards, failure_budget=scoring.failure_budget, cache=scoring.cache)
+    _check_groups(rewards, recipe, processes)
     _check_rewards(rewards, recipe, prompts, heldout, size)
     if recipe.imitation.pictures is not None:
         load_captioned(recipe.imitation, height=size[0], width=size[1])
@@ -196,7 +197,6 @@ def _check_rewards(
 ) -> None:
     """Try every reward on both sets of prompts; the training set, last, fixes the columns."""
     _check_weights(rewards, recipe)
-    _check_overlap(rewards, recipe)
     height, width = size
     if column_names(heldout) != column_names(prompts):
         try:
@@ -221,10 +221,17 @@ def _check_weights(rewards: RewardSet, recipe: Recipe) -> None:
         )
 
 
-def _check_overlap(rewards: RewardSet, recipe: Recipe) -> None:
-    """A reward that compares a group needs all of it in one part of the round."""
+def _check_groups(rewards: RewardSet, recipe: Recipe, processes: int) -> None:
+    """A reward that compares a group needs all of it on one process, and in one part of the round."""
     step, size = recipe.rollout.batch, recipe.batch.group_size
     compares = next((name for name, reward in rewards.rewards.items() if reward.groupwise), None)
+    here = recipe.batch.micro_groups * size // processes
+    if compares and here % size:
+        raise ConfigError(
+            f"reward {compares!r} compares the images of a group, but of a micro-batch's {recipe.batch.micro_groups} "
+            f"groups of {size} each of {processes} processes has {here} images: make batch.micro_groups a multiple of "
+            f"{processes}."
+        )
     if recipe.scoring.overlap and compares and step is not None and step % size:
         raise ConfigError(
             f"reward {compares!r} compares the images of a group, but scoring.overlap has rollout.batch ({step}) of "

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from imgrl.errors import BudgetError
 from imgrl.recipe import Recipe
 from imgrl.training import run_folder
 from imgrl.training.distributed import World
@@ -60,7 +61,8 @@ class Trainer:
         parts = prepare(self.recipe, resume=resume)
         reporter = self.reporter if parts.world.main else Silent()
         self.phases = Phases(reporter.phase)
-        self.metrics, self.alarms = Metrics(parts.folder, parts.world), Alarms()
+        self.metrics = Metrics(parts.folder, parts.world)
+        self.alarms = Alarms(alternating=parts.rewards.learners.alternating)
         self.heldout = HeldOut(parts, self.phases)
         parts.updater.phases = self.phases
         if resume:
@@ -102,16 +104,7 @@ class Trainer:
     def _round(self, parts: Parts, reporter: Reporter) -> None:
         """One round, as the architecture page draws it."""
         start, recipe, world = time.perf_counter(), self.recipe, parts.world
-        prompts = [parts.prompts[i] for i in parts.sampler.next_round()]
-        rollout = collect(
-            parts.policy,
-            parts.rewards,
-            prompts,
-            recipe=recipe,
-            round=self.round,
-            world=world,
-            phases=self.phases,
-        )
+        rollout = self._collected(parts)
         advantages, mine = advantages_of(rollout, recipe=recipe, world=world)
         waits = parts.rewards.learners.waiting
         result = UpdateResult(steps=0, metrics={})
@@ -126,15 +119,44 @@ class Trainer:
         self.seconds += world.first(time.perf_counter() - start)
         row = self._row(rollout, advantages, result, world) | decays | learned
         reporter.round_end(self.round, row)
+        if not advantages.valid.any():
+            reporter.message(
+                f"round {self.round} taught nothing: no image got a score, as the rewards failed"
+            )
         for alarm in self.alarms(row):
             reporter.message(alarm)
         if due(self.round, recipe.evaluation.every) and not self._done():
-            scores = self.heldout.scores(self.round, recipe.evaluation.steps[:1])
+            try:
+                scores = self.heldout.scores(self.round, recipe.evaluation.steps[:1])
+            except BudgetError:
+                self.metrics.log(self.round, row)
+                self._save(parts)  # a judge that died costs nothing that was trained
+                raise
             self._show(reporter, scores)
             row |= scores | self.heldout.drift()
         self.metrics.log(self.round, row)
         if due(self.round, recipe.checkpoint.every) and not self._done():
             self._save(parts)
+
+    def _collected(self, parts: Parts) -> Rollout:
+        """The next round's rollout; where rewards fail beyond the budget, everything trained until then is saved."""
+        cursor = parts.sampler.state_dict()
+        prompts = [parts.prompts[i] for i in parts.sampler.next_round()]
+        try:
+            return collect(
+                parts.policy,
+                parts.rewards,
+                prompts,
+                recipe=self.recipe,
+                round=self.round,
+                world=parts.world,
+                phases=self.phases,
+            )
+        except BudgetError:
+            if self.step:
+                parts.sampler.load_state_dict(cursor)  # the round is to be made again
+                self._save(parts)
+            raise
 
     def _show(self, reporter: Reporter, scores: Mapping[str, float]) -> None:
         reporter.evaluation(self.round, scores)

@@ -63,12 +63,19 @@ class Alarms:
         least_diversity: share of the first round's diversity within groups below which images have collapsed.
         least_spread: share of a reward's spread within groups, in as many first rounds that the policy trained in as
             ``patience`` says, below which it is gone.
+        alternating: the policy waits in most rounds by design, which is then nothing to tell.
     """
 
     def __init__(
-        self, *, patience: int = 10, least_diversity: float = 0.5, least_spread: float = 0.1
+        self,
+        *,
+        patience: int = 10,
+        least_diversity: float = 0.5,
+        least_spread: float = 0.1,
+        alternating: bool = False,
     ) -> None:
         self.patience, self.least_diversity, self.least_spread = patience, least_diversity, least_spread
+        self.alternating = alternating
         self._held: dict[str, int] = {}
         self._spreads: dict[str, list[float]] = {}
         self._start: float | None = None
@@ -112,7 +119,7 @@ class Alarms:
             "more than half of the groups score alike, so most images teach nothing",
         )
         signs["waiting"] = (
-            self._waited > 0.5 * self._rounds and self._rounds > 2 * self.patience,
+            not self.alternating and self._waited > 0.5 * self._rounds and self._rounds > 2 * self.patience,
             f"the policy waited for its reward in {self._waited} of {self._rounds} rounds; shorten the warm-up",
         )
         return signs

@@ -133,6 +133,8 @@ def advantages_of(rollout: Rollout, *, recipe: Recipe, world: World) -> tuple[Ad
         return world.gather(values.to(world.device)).cpu()
 
     weights = _weights(recipe)
+    if not mask.any():
+        return _nothing_scored(rollout, group, world), _rows_here(group, world)
     total = whole(scores.total)
     _check_scores(recipe, total, mask)
     named = {name: whole(values) for name, values in scores.values.items() if weights[name]}
@@ -150,16 +152,31 @@ def advantages_of(rollout: Rollout, *, recipe: Recipe, world: World) -> tuple[Ad
         )
     except ValueError as error:  # a reward that answers for some images of a group only
         raise RewardError(f"The rewards of the round cannot be compared: {error}") from error
-    mine = torch.arange(len(group)).view(world.size, -1)[world.rank]
-    return advantages, mine
+    return advantages, _rows_here(group, world)
+
+
+def _rows_here(group: Tensor, world: World) -> Tensor:
+    return torch.arange(len(group)).view(world.size, -1)[world.rank]
+
+
+def _nothing_scored(rollout: Rollout, group: Tensor, world: World) -> Advantages:
+    """A round that teaches nothing because every call failed, as the budget allows: the run goes on without it.
+
+    Raises:
+        RewardError: if nothing failed, so that no later round can be better.
+    """
+    (failed,) = world.add_numbers([float(sum(rollout.scores.failures.values()))])
+    if not failed:
+        raise RewardError(
+            "No image of the round has a score: no reward with a weight applies to any of them; check the prompts."
+        )
+    nothing = torch.zeros(len(group), dtype=torch.float64)
+    groups = tuple(group.unique().tolist())
+    return Advantages(advantage=nothing, valid=nothing.bool(), zero_variance_groups=(), dropped_groups=groups)
 
 
 def _check_scores(recipe: Recipe, total: Tensor, mask: Tensor) -> None:
     """What every process must refuse alike, since it concerns the whole round."""
-    if not mask.any():
-        raise RewardError(
-            "No image of the round has a score: rewards with a weight failed or do not apply; check the prompts."
-        )
     anchor, good = recipe.objective.anchor, total[mask]
     if anchor.needs_unit_rewards:
         low, high = float(good.min()), float(good.max())

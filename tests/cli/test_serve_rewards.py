@@ -15,8 +15,11 @@ pytest.importorskip("uvicorn")
 
 from imgrl.cli import serve_rewards  # noqa: E402
 from imgrl.rewards.remote import Remote  # noqa: E402
+from imgrl.rewards.wire import pack  # noqa: E402
 
 BRIGHT = """
+import time
+
 def bright(images, prompts):
     return images.mean((1, 2, 3))
 
@@ -25,6 +28,11 @@ def dark(images, prompts, *, level=1.0):
 
 def raises(images, prompts):
     raise OSError("no weights")
+
+def sleeps(images, prompts):
+    if len(prompts) == 1:  # the check has two images
+        time.sleep(3)
+    return [0.5] * len(prompts)
 
 class Learner:
     def __call__(self, images, prompts):
@@ -81,6 +89,18 @@ def test_a_recipe_with_overrides(built, tmp_path):
     app, said = built("served.yaml", "rewards.b.weight=0.5", "batch={groups: 2, micro_groups: 2}")
     assert said == "serving a, b"
     assert {e["name"]: e["weight"] for e in version(app).json()["rewards"]} == {"a": 2.0, "b": 0.5}
+
+
+def test_a_reward_that_outlives_its_request_is_not_called_beside_itself(built):
+    pytest.importorskip("httpx2")
+    from fastapi.testclient import TestClient
+
+    app, _ = built("--reward", "mine.py:sleeps", "--timeout", "1")
+    body = pack(torch.zeros(1, 3, 8, 8), ["a"], {})
+    with TestClient(app) as client:
+        told = [client.post("/score/sleeps", content=body) for _ in range(2)]
+    assert [answer.status_code for answer in told] == [504, 504]
+    assert "had no answer within 1 s" in told[0].text and "was busy for 1 s" in told[1].text
 
 
 def test_a_recipe_brings_its_cache(built, tmp_path):

@@ -20,6 +20,27 @@ def deep_png(file, size=16):
     file.write_bytes(data)
 
 
+def deep_tiff(file, side=16):
+    """A TIFF of three 16-bit channels by the standard's own tables; Pillow opens it as RGB but writes none."""
+    pixels = struct.pack(f"<{side * side * 3}H", *range(side * side * 3))
+    short, long, depths = 3, 4, 8 + 2 + 12 * 9 + 4
+    tags = [
+        (256, short, 1, side),  # width
+        (257, short, 1, side),  # height
+        (258, short, 3, depths),  # bits a channel, three numbers
+        (259, short, 1, 1),  # no compression
+        (262, short, 1, 2),  # RGB
+        (273, long, 1, depths + 6),  # where the pixels are
+        (277, short, 1, 3),  # channels
+        (278, short, 1, side),  # rows in the one strip
+        (279, long, 1, len(pixels)),
+    ]
+    table = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    file.write_bytes(
+        b"II*\0" + struct.pack("<I", 8) + table + bytes(4) + struct.pack("<3H", 16, 16, 16) + pixels
+    )
+
+
 def write(file, kind):
     grey = Image.new("L", (16, 16), 128)
     clear = Image.new("RGBA", (16, 16), (255, 0, 0, 255))
@@ -32,6 +53,8 @@ def write(file, kind):
         Image.fromarray(np.full((16, 16), 40_000, dtype=np.uint16)).save(file)
     elif kind == "deep colour":
         deep_png(file)
+    elif kind == "deep tiff":
+        deep_tiff(file)
     elif kind == "small":
         Image.new("RGB", (40, 7)).save(file)
     elif kind == "text":
@@ -55,6 +78,7 @@ def write(file, kind):
         ("alpha", "is transparent in places; put it on a ground of your choice"),
         ("deep grey", "has more than 8 bits a channel; save it as 8-bit RGB"),
         ("deep colour", "has more than 8 bits a channel; save it as 8-bit RGB"),
+        ("deep tiff", "has more than 8 bits a channel; save it as 8-bit RGB"),
         ("small", "is only 40 x 7 pixels, fewer than 8 on a side"),
     ],
 )

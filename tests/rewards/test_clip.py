@@ -1,11 +1,14 @@
 """CLIP rewards on a small random model: the formulas recomputed from its parts, with Pillow's preprocessing."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from imgrl.errors import RewardError
+from imgrl.rewards import RewardSet
 from imgrl.rewards.aesthetic import Aesthetic
 from imgrl.rewards.clip import ClipCosine, PickScore, clip_tower
 from imgrl.rewards.pixels import to_uint8
@@ -174,3 +177,21 @@ def test_models_that_are_not_there_or_not_whole(clip_folder, tmp_path):
 def test_settings_are_checked(clip_folder):
     with pytest.raises(ValueError, match="divisor > 0"):
         PickScore(model=str(clip_folder), processor=str(clip_folder), divisor=0)
+
+
+@pytest.mark.parametrize("use", ["clip", "pickscore"])
+def test_scores_are_not_kept_for_other_weights_in_the_same_folder(clip_folder, tmp_path, use):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(clip_folder, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+
+    def identity(shift):
+        clip_tower.cache_clear()
+        weights = load_file(clip_folder / "model.safetensors")
+        weights["logit_scale"] = weights["logit_scale"] + shift
+        save_file(weights, file, metadata={"format": "pt"})
+        where = {"model": str(tmp_path / "model"), "processor": str(clip_folder), "device": "cpu"}
+        return RewardSet.from_specs({"r": {"use": use, "args": where}}).identity("r")
+
+    assert identity(0) == identity(0) != identity(1)

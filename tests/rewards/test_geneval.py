@@ -137,3 +137,21 @@ def test_wrong_settings_are_refused():
         GenEval(detector=always({}), reward="best")  # pyright: ignore
     with pytest.raises(RewardError, match="there is no file"):
         GenEval(detector="nowhere.py:Detector")
+
+
+def test_scores_are_not_kept_for_another_detector(tmp_path):
+    file = tmp_path / "mine.py"
+
+    def identity(text):
+        file.write_text(text)
+        rewards = RewardSet.from_specs({"g": {"use": "geneval", "args": {"detector": f"{file}:find"}}})
+        return rewards.identity("g")
+
+    one = "def find(pictures):\n    return [{} for _ in pictures]\n"
+    assert identity(one) == identity(one) != identity(one + "\n")
+    stated = (
+        one + "find.identity = 'weights of MONTH'\n"
+    )  # of files that a detector reads nothing else is known
+    assert identity(stated.replace("MONTH", "May")) != identity(stated.replace("MONTH", "June"))
+    given = RewardSet.from_specs({"g": {"use": "geneval", "args": {"detector": always({})}}})
+    assert given.identity("g") is None  # nobody can tell what a function holds

@@ -4,10 +4,12 @@ import itertools
 import time
 
 import pytest
-from small_runs import PROMPTS, Data, RewardSpec, Rollout, brightness, rows_of
+import torch
+from small_runs import PROMPTS, Data, RewardSpec, Rollout, brightness, last_tensors, rows_of
 
-from imgrl.errors import RewardError
+from imgrl.errors import BudgetError, RewardError
 from imgrl.training.image_loop import Trainer
+from imgrl.training.reporting import Silent
 
 
 def real(images):
@@ -99,10 +101,68 @@ def test_retries_mend_what_happens_once(recipe):
     assert all(row["reward/failed"] == 0 for row in rows_of(made.run.dir) if "reward" in row)
 
 
-def test_a_round_without_a_single_score_stops_the_run(recipe):
-    made = recipe(rewards={"mine": RewardSpec(use=raises, retries=0)}, scoring_failure_budget=1.0)
-    with pytest.raises(RewardError, match="No image of the round has a score"):
+class Dies:
+    """Answers, fails in some calls on images of the model (counted from 0), and answers again."""
+
+    def __init__(self, *failing):
+        self.failing, self.calls = failing, itertools.count()
+
+    def __call__(self, images, prompts):
+        if real(images) and next(self.calls) in self.failing:
+            raise ConnectionError("server gone")
+        return brightness(images, prompts)
+
+
+class Listening(Silent):
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def test_a_round_without_a_single_score_teaches_nothing_within_the_budget(recipe):
+    # call 0 measures the base model, 1 to 3 are rounds, 4 is the last measurement
+    made = recipe(
+        rewards={"mine": RewardSpec(use=Dies(2), retries=0)}, scoring_failure_budget=1.0, run_rounds=3
+    )
+    told = Listening()
+    assert Trainer(made, reporter=told).train().rounds == 3
+    rows = [row for row in rows_of(made.run.dir) if "images" in row]
+    assert [row["reward/masked"] for row in rows] == [0, 1, 0] and rows[1]["reward"] is None
+    assert [row["optimizer_steps"] for row in rows] == [1, 1, 2]
+    assert told.messages[:-1] == ["round 2 taught nothing: no image got a score, as the rewards failed"]
+
+
+def test_rewards_that_apply_to_nothing_stop_the_run(recipe):
+    def nothing(images, prompts):
+        return [None] * len(prompts) if real(images) else brightness(images, prompts)
+
+    made = recipe(rewards={"mine": RewardSpec(use=nothing)}, scoring_failure_budget=1.0)
+    with pytest.raises(
+        RewardError, match="no reward with a weight applies to any of them; check the prompts"
+    ):
         Trainer(made).train()
+
+
+@pytest.mark.parametrize(("failing", "kept"), [(3, 2), (4, 3)])
+def test_what_was_trained_before_a_reward_died_is_kept(recipe, tmp_path, failing, kept):
+    # call 3 is the third round; call 4 a measurement after it
+    settings = {"run_rounds": 4, "checkpoint_every": 0, "evaluation_every": 3}
+
+    def made(folder, *fails):
+        rewards = {"mine": RewardSpec(use=Dies(*fails), retries=0)}
+        return recipe(rewards=rewards, run_dir=str(tmp_path / folder), **settings)
+
+    dying = made("dying", failing)
+    with pytest.raises(BudgetError, match="failed on . of . images, more than the budget of 25%"):
+        Trainer(dying).train()
+    assert [folder.name for folder in (tmp_path / "dying" / "checkpoints").iterdir()] == [f"step-{kept}"]
+    Trainer(made("dying")).train(resume=True)
+    whole = made("whole")
+    Trainer(whole).train()
+    first, second = last_tensors(whole.run.dir), last_tensors(dying.run.dir)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 def test_a_reward_for_part_of_a_group_is_refused(recipe):

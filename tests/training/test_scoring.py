@@ -11,6 +11,7 @@ from small_runs import PROMPTS, RewardSpec, assert_same_bits, brightness, last_t
 from test_rewards_in_the_loop import Flaky, real
 
 from imgrl.errors import ConfigError, RewardError
+from imgrl.training.checks import check_recipe
 from imgrl.training.image_loop import Trainer
 from imgrl.training.scoring import Judge
 from imgrl.types import Prompt, Scores
@@ -191,3 +192,15 @@ def test_a_group_split_over_parts_is_refused(recipe):
     sentence = r"'mine' compares the images of a group.*multiple of batch.group_size \(2\)"
     with pytest.raises(ConfigError, match=sentence):
         Trainer(made).train()
+
+
+def test_a_group_split_over_processes_is_refused_before_anything_is_loaded(recipe):
+    made = recipe(
+        rewards={"mine": RewardSpec(use=brighter_than_its_group)}, batch_groups=2, batch_group_size=2
+    )
+    sentence = (
+        r"'mine' compares .* each of 2 processes has 1 images: make batch.micro_groups a multiple of 2\."
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        check_recipe(made, processes=2)
+    check_recipe(recipe(rewards=made.rewards, batch_groups=2, batch_micro_groups=2), processes=2)
