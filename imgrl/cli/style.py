@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["style"]
 
 _RECIPE = "tiny-sd3/style"
-_MOST_PROMPTS, _FEWEST_PROMPTS = 24, 10
+_FEWEST_PROMPTS = 10
 _UNCAPTIONED = (
     "The pictures have no captions, so they are compared with, not imitated: only what the model sometimes draws by "
     "itself can be learned. A .csv with the columns file and prompt gives them captions."
@@ -47,6 +47,12 @@ def style(
     resume: Annotated[
         Path | None, typer.Option(help="Continue the run in this folder, and measure it.", metavar="RUN")
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Network that figures are measured with, named as a reward's backbone. Default: efficientnet-lite0."
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -54,7 +60,7 @@ def style(
 
     Every fifth picture is kept back. Written to the run folder: the LoRA (`imgrl export RUN --strength 0.5` for half of
     it), style/before-after.png, and style/style.json with figures at strength 0, 0.5 and 1 and what they can and cannot
-    tell: they come from the network that the default reward reads. On several GPUs:
+    tell; rewards of the recipe that do not learn, such as `clip` with weight 0, are among them. On several GPUs:
     `torchrun --nproc-per-node 8 -m imgrl.cli.main style ...`; one of them measures.
     """
     recipe = _agreed(
@@ -69,11 +75,13 @@ def style(
         raise typer.Exit(130)
     if not is_main():  # training has dissolved the group of processes; the first one measures alone
         return
-    figures = _measured(recipe, Path(summary.run_dir))
+    from imgrl.cli.style_report import measured, print_report
+
+    figures = measured(recipe, Path(summary.run_dir), reward=_learning_reward(recipe), features=features)
     if as_json:
         print_json(figures)
     elif not quiet:
-        _print(figures)
+        print_report(figures)
 
 
 def _agreed(prepare: Callable[[], Recipe]) -> Recipe:
@@ -224,81 +232,3 @@ def _resumed(arguments: Sequence[str] | None, run: Path) -> Recipe:
         raise ConfigError(f"{run} is no run of imgrl style: it has no references kept back")
     recipe = resolve(saved_recipe(run), overrides, processes=processes())
     return replace(recipe, run=replace(recipe.run, dir=str(run)))
-
-
-def _measured(recipe: Recipe, run: Path) -> dict[str, Any]:
-    """Figures of the finished run, written to style/style.json."""
-    from imgrl.cli.models import load_for_sampling
-    from imgrl.data import load_prompts
-    from imgrl.evaluation.customisation import Sides, measure_style
-    from imgrl.evaluation.protocol import Protocol
-    from imgrl.evaluation.style import caveats
-    from imgrl.rewards.features import load_extractor
-    from imgrl.rewards.references import load_references
-    from imgrl.training.run_folder import write_json
-
-    policy = load_for_sampling(recipe.model, run / "lora", device=None)
-    height = recipe.model.height or policy.default_size
-    width = recipe.model.width or policy.default_size
-    train, heldout = (
-        load_references(next((run / "style").glob(f"references-{side}.*")), height=height, width=width).images
-        for side in ("train", "heldout")
-    )
-    every = load_prompts(recipe.evaluation.prompts)
-    prompts = every[:: max(1, len(every) // _MOST_PROMPTS)][:_MOST_PROMPTS]
-    settings = recipe.evaluation
-    protocol = Protocol(
-        images_per_prompt=4,
-        steps=max(settings.steps),
-        guidance=settings.guidance,
-        solver=settings.solver,
-        seed=settings.seed,
-        batch=settings.batch or 16,
-        height=recipe.model.height,
-        width=recipe.model.width,
-    )
-    extractor = load_extractor()
-    figures = measure_style(
-        policy,
-        prompts,
-        Sides(train=train, heldout=heldout),
-        protocol=protocol,
-        see=lambda images: tuple(part.cpu() for part in extractor(images)),  # pyright: ignore
-        picture=run / "style" / "before-after.png",
-    )
-    report = {
-        "strength": figures,
-        "prompts": len(prompts),
-        "images": len(prompts) * protocol.images_per_prompt,
-        "steps": protocol.steps,
-        "features": extractor.name,
-        "notes": caveats(extractor.name, of_reward=_features_of_reward(recipe)),
-        "references": {"train": len(train), "heldout": len(heldout)},
-        "picture": str(run / "style" / "before-after.png"),
-        "lora": str(run / "lora"),
-    }
-    write_json(run / "style" / "style.json", report)
-    return report
-
-
-def _features_of_reward(recipe: Recipe) -> str:
-    from imgrl.rewards.features import DEFAULT_BACKBONE
-
-    spec = recipe.rewards[_learning_reward(recipe)]
-    return getattr(spec, "args", {}).get("backbone", DEFAULT_BACKBONE)
-
-
-def _print(report: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from imgrl.cli.common import screen
-
-    columns = list(next(iter(report["strength"].values())))
-    table = Table(title=f"style by strength of the LoRA, {report['images']} images", title_justify="left")
-    for column in ("strength", *columns):
-        table.add_column(column, justify="right")
-    for strength, figures in report["strength"].items():
-        table.add_row(strength, *(f"{figures[column]:.3f}" for column in columns))
-    screen().print(table)
-    for note in (*report["notes"], report["picture"], report["lora"]):
-        typer.echo(note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,9 @@ _ROWS = 8  # prompts in the picture
 See = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images [n, 3, H, W] in [0, 1] -> pooled features [n, d] and patch features [n, p, d]."""
 
+Agree = Callable[[Tensor, Sequence[Prompt]], Mapping[str, float]]
+"""Images [n, 3, H, W] in [0, 1] and the prompt of each -> figures of how well they agree, by name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
@@ -35,7 +38,14 @@ class Sides:
 
 
 def measure_style(
-    policy: Policy, prompts: Sequence[Prompt], sides: Sides, *, protocol: Protocol, see: See, picture: Path
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    sides: Sides,
+    *,
+    protocol: Protocol,
+    see: See,
+    picture: Path,
+    agree: Agree | None = None,
 ) -> dict[str, dict[str, float]]:
     """Figures of :class:`imgrl.evaluation.style.StyleFigures`, ``content`` and ``diversity`` by strength of the LoRA.
 
@@ -49,6 +59,7 @@ def measure_style(
         protocol: how images are made; its weights are chosen here.
         see: frozen features; :func:`imgrl.evaluation.style.caveats` says what it means if the reward reads them too.
         picture: PNG to write.
+        agree: rewards that say whether the images still show what their prompts ask for; their figures come last.
     """
     if len(prompts) < 2:
         raise ValueError(f"Measuring a style needs at least two prompts, got {len(prompts)}.")
@@ -69,6 +80,7 @@ def measure_style(
             **style_figures(features, base=base, train=train, heldout=heldout).as_dict(),
             "content": content_kept(features[0], seen[0.0][0]),
             "diversity": diversity(drawn[strength], group),
+            **({} if agree is None else agree(drawn[strength], [prompts[int(row)] for row in group])),
         }
         for strength, features in seen.items()
     }

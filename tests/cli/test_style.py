@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgrl.cli.style import _print
+from imgrl.cli.style_report import print_report
 from imgrl.config import resolve
 from imgrl.evaluation.style import caveats
 from imgrl.world.styles import style_set
@@ -73,6 +73,28 @@ def test_captions_are_the_prompts(imgrl, own, tiny, tmp_path):
     assert imitated(tmp_path / "run") == [("thing 0", 2), ("thing 1", 2), ("thing 2", 2), ("thing 3", 2)]
 
 
+def test_rewards_that_do_not_learn_and_another_network_measure_too(imgrl, own, tiny, tmp_path):
+    pytest.importorskip("timm")
+    import timm
+    from timm.models._hub import save_for_hf
+
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, **sizes)
+    network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (3, 16, 16)}
+    save_for_hf(network, tmp_path / "vit", model_args=sizes, safe_serialization=True)
+    (tmp_path / "mine.py").write_text(
+        "def length(images, prompts):\n    return [None if p[-1] == '9' else float(p[-1]) for p in prompts]\n"
+    )
+    (tmp_path / "content.txt").write_text("".join(f"a thing number {n}\n" for n in range(10)))
+    asked = ["--features", "vit", "rewards.length={use: 'mine.py:length', weight: 0}"]
+    result = imgrl("style", "--images", own, "--prompts", "content.txt", *tiny, *asked, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    report = json.loads(result.stdout)
+    assert report["features"] == "vit" and len(report["notes"]) == 1
+    # prompts 4 and 9 are kept back, and the reward does not apply to the second
+    assert [figures["reward/length"] for figures in report["strength"].values()] == [4.0, 4.0, 4.0]
+
+
 def test_the_report_tells_what_its_figures_cannot(capsys):
     """On features that the reward read too, in one sentence more than on others."""
     own, other = (caveats("a network", of_reward=name) for name in ("a network", "another"))
@@ -80,7 +102,7 @@ def test_the_report_tells_what_its_figures_cannot(capsys):
     assert "a network, which the training reward reads too" in own[0]
     assert "no agreement with the prompt" in own[1]
     figures = {"probe": 0.5, "content": 0.25}
-    _print({"strength": {"1": figures}, "images": 8, "notes": own, "picture": "a.png", "lora": "lora"})
+    print_report({"strength": {"1": figures}, "images": 8, "notes": own, "picture": "a.png", "lora": "lora"})
     assert capsys.readouterr().out.endswith("\n".join([*own, "a.png", "lora"]) + "\n")
 
 
