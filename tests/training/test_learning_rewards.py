@@ -91,6 +91,20 @@ def test_a_second_start_asks_the_autoencoder_for_no_reference(learning, monkeypa
     assert seen == [12, 0, 12, 0, 12]
 
 
+def test_a_second_start_has_the_backbone_look_at_no_reference_again(learning, monkeypatch):
+    from imgrl.rewards.features import LiteFeatures
+    from imgrl.training.setup import prepare
+
+    looked, see = [], LiteFeatures._see
+    monkeypatch.setattr(LiteFeatures, "_see", lambda self, x: looked.append(len(x)) or see(self, x))
+    seen = []
+    for _ in range(2):
+        looked.clear()
+        prepare(learning(), resume=False)
+        seen.append(sum(looked))
+    assert seen[0] - seen[1] == 12  # all of the references, once; the check of every start looks at two
+
+
 KINDS = {
     "official": {"compat": "official"},
     "default": {},

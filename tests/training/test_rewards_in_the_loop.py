@@ -134,6 +134,12 @@ def test_a_round_without_a_single_score_teaches_nothing_within_the_budget(recipe
     assert told.messages[:-1] == ["round 2 taught nothing: no image got a score, as the rewards failed"]
 
 
+def test_a_lambda_trains(recipe):
+    made = recipe(rewards={"bright": lambda images, prompts: images.mean((1, 2, 3))})
+    summary = Trainer(made).train()
+    assert summary.rounds == 2 and 0 < summary.after["heldout/bright@2"] < 1
+
+
 def test_rewards_that_apply_to_nothing_stop_the_run(recipe):
     def nothing(images, prompts):
         return [None] * len(prompts) if real(images) else brightness(images, prompts)
