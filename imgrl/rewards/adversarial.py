@@ -15,10 +15,10 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.rewards.discriminator import Head, balanced, preference_loss, side_loss
-from imgrl.rewards.features import DEFAULT_BACKBONE, Features, load_extractor
+from imgrl.rewards.features import DEFAULT_BACKBONE, Features, load_extractor, rows_of
 from imgrl.rewards.prompt_head import PromptHead
 from imgrl.rewards.references import References
-from imgrl.rewards.rival import Loss, Rival, rows_of
+from imgrl.rewards.rival import Loss, Rival
 from imgrl.rewards.schedule import OFFICIAL, Schedule
 
 __all__ = ["Adversarial", "Schedule"]

@@ -29,7 +29,9 @@ __all__ = [
     "LiteFeatures",
     "VitFeatures",
     "load_extractor",
+    "moved",
     "prepared",
+    "rows_of",
 ]
 
 DEFAULT_BACKBONE = "efficientnet-lite0"
@@ -43,6 +45,16 @@ class Features(NamedTuple):
     """One vector an image."""
     patches: Float[Tensor, "n p d"]
     """One vector a patch, without class or register tokens."""
+
+
+def moved(features: Features, device: torch.device) -> Features:
+    """The features on a device."""
+    return Features(*(part.to(device) for part in features))
+
+
+def rows_of(features: Features, rows: Tensor) -> Features:
+    """The features of some images."""
+    return Features(*(part[rows.to(part.device)] for part in features))
 
 
 class Extractor(Protocol):

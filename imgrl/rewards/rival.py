@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from imgrl.errors import RewardError
 from imgrl.rewards.discriminator import accuracy, preferred
-from imgrl.rewards.features import Extractor, Features
+from imgrl.rewards.features import Extractor, Features, moved, rows_of
 from imgrl.rewards.fingerprint import digest
 from imgrl.rewards.learning import Peers
 from imgrl.rewards.reference_cache import ReferenceCache
@@ -24,7 +24,7 @@ from imgrl.rewards.replay import Replay
 from imgrl.rewards.round_memory import RoundMemory
 from imgrl.rewards.schedule import Schedule
 
-__all__ = ["Loss", "Rival", "rows_of"]
+__all__ = ["Loss", "Rival"]
 
 Loss = Literal["hinge", "bce", "pairwise"]
 
@@ -307,13 +307,3 @@ class Rival(ABC):
         self.optimizer.load_state_dict({**kept, "state": {int(k): v for k, v in kept["state"].items()}})
         self.replay.load_state_dict(state["replay"], peers)
         self.round = int(state["round"])
-
-
-def moved(features: Features, device: torch.device) -> Features:
-    """The features on a device."""
-    return Features(*(part.to(device) for part in features))
-
-
-def rows_of(features: Features, rows: Tensor) -> Features:
-    """The features of some images."""
-    return Features(*(part[rows.to(part.device)] for part in features))
