@@ -13,8 +13,8 @@ from torch import Tensor
 
 from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
 from imgrl.anchor import Anchor, Schedule
-from imgrl.errors import CheckpointError
-from imgrl.objectives.text.base import BASE_NEEDS, TextObjective, reduce
+from imgrl.errors import CheckpointError, ModelError
+from imgrl.objectives.text.base import BASE_NEEDS, TextBatch, TextLoss, TextObjective, reduce
 from imgrl.training.run_folder import read_json, write_json
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.pissa import check_directions, is_pissa, make_plain, start_from
@@ -79,6 +79,21 @@ class AnchorFiles:
             own = trainer.optimizer if optimizer is None else optimizer
             trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(own, lambda step: float(scale(step)))
         return trainer.lr_scheduler
+
+    def objective_loss(self, **fields: Any) -> tuple[TextBatch, TextLoss]:
+        """A batch made of ``fields``, and the objective's loss on it, whose metrics are noted.
+
+        Raises:
+            ModelError: if the objective refuses the batch, such as for a teacher that says NaN.
+        """
+        try:
+            batch = TextBatch(**fields)
+            out = self.objective.loss(batch)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+        trainer: Any = self
+        note(trainer._metrics["train"], out.metrics, batch.mask)
+        return batch, out
 
     def facts(self) -> dict[str, Any]:
         """Numbers to keep with the anchors."""

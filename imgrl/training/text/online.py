@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from imgrl.objectives.text import SPINE, MetaDistill, ReMix
-from imgrl.objectives.text.base import Need, TextBatch, TextObjective, needs_at, passes_of, reduce
+from imgrl.objectives.text.base import Need, TextObjective, needs_at, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
 from imgrl.objectives.text.tokens import Want
-from imgrl.training.text.anchored import AnchorFiles, no_loss, note
+from imgrl.training.text.anchored import AnchorFiles, no_loss
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.models import require_same_outputs
@@ -229,7 +229,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         needs = needs_at(self.objective, self.rollouts)
         fields = self._fields(model, rows, needs)
         stored = {key: inputs[key][kept] for key in ("old", "current", "teacher") if key in needs}
-        batch = TextBatch(
+        batch, out = self.objective_loss(
             mask=rows.mask.to(torch.float32),
             advantage=inputs["advantages"][kept],
             reward=inputs["reward"][kept] if "reward" in inputs else None,
@@ -239,8 +239,6 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             **fields,
             **stored,
         )
-        out = self.objective.loss(batch)
-        note(self._metrics["train"], out.metrics, batch.mask)
         if out.loss.ndim == 1:
             return out.loss.mean() / self.current_gradient_accumulation_steps
         if self.objective.reduction == "token":

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
-from imgrl.objectives.text.base import TextBatch
-from imgrl.training.text.anchored import AnchorFiles, note, refuse_outputs
+from imgrl.training.text.anchored import AnchorFiles, refuse_outputs
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.scoring import live_fields
 
@@ -39,13 +38,11 @@ class PreferenceTrainer(AnchorFiles, DPOTrainer):
         )
         fields = live_fields(model, rows, needs=self.objective.needs, base=self.anchors.get("base"))
         pairs = torch.arange(len(rows.tokens) // 2, device=rows.tokens.device)
-        batch = TextBatch(
+        _, out = self.objective_loss(
             mask=rows.mask.to(torch.float32),
             group=pairs.repeat(2),
             reward=torch.cat([torch.ones_like(pairs), torch.zeros_like(pairs)]).float(),
             step=self.state.global_step,
             **fields,
         )
-        out = self.objective.loss(batch)
-        note(self._metrics["train"], out.metrics, batch.mask)
         return out.loss.mean()

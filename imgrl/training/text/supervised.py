@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from trl import SFTTrainer
 
-from imgrl.objectives.text.base import TextBatch, reduce
-from imgrl.training.text.anchored import AnchorFiles, no_loss, note, refuse_outputs
+from imgrl.objectives.text.base import reduce
+from imgrl.training.text.anchored import AnchorFiles, no_loss, refuse_outputs
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.scoring import live_fields
 
@@ -42,9 +42,8 @@ class SupervisedTrainer(AnchorFiles, SFTTrainer):
             return no_loss(model, rows.input_ids)
         rows = rows.select(kept)
         fields = live_fields(model, rows, needs=self.objective.needs, base=self.anchors.get("base"))
-        batch = TextBatch(mask=rows.mask.to(torch.float32), step=self.state.global_step, **fields)
-        out = self.objective.loss(batch)
-        note(self._metrics["train"], out.metrics, batch.mask)
+        mask = rows.mask.to(torch.float32)
+        batch, out = self.objective_loss(mask=mask, step=self.state.global_step, **fields)
         return self._scaled(out.loss, batch.mask, num_items_in_batch)
 
     def _scaled(self, loss: Tensor, mask: Tensor, total: Tensor | int | None) -> Tensor:

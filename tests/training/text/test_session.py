@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_lm import save
 from two_processes import command, two
 from typer.testing import CliRunner
@@ -320,6 +320,18 @@ def test_a_teacher_with_more_outputs_is_refused_where_distributions_are_mixed(lm
     given = [*arguments("meta_distill", lm, tmp_path / "run", letters), f"model.teacher={other}"]
     result = CliRunner().invoke(app, ["lm", "train", *given])
     assert result.exit_code == 2 and "give a teacher with as many" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["trrd", "kdrl", "meta_distill"])
+def test_a_teacher_that_says_nan_is_one_sentence(name, lm, teacher, tmp_path, letters):
+    broken = shutil.copytree(teacher, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"][3] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    given = [*arguments(name, lm, tmp_path / "run", letters), f"model.teacher={broken}"]
+    result = CliRunner().invoke(app, ["lm", "train", *given])
+    assert result.exit_code == 2 and "got NaN or infinity in rows" in result.stderr, result.output
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(lm, tmp_path):
