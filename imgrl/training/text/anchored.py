@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
@@ -69,6 +70,31 @@ class AnchorFiles:
         if self.masks:
             MaskedUpdate(optimizer, self.masks)
         return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's forward and backward pass of a micro-batch.
+
+        Raises:
+            ModelError: if its loss is not finite.
+        """
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        self._require_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's, just before the optimiser steps, so that no broken gradient reaches the weights."""
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        self._require_finite("gradient", norm)
+        return norm
+
+    def _require_finite(self, what: str, value: Any) -> None:
+        if value is None or math.isfinite(value):  # DeepSpeed may have no norm to tell
+            return
+        trainer: Any = self
+        raise ModelError(
+            f"The {what} of step {trainer.state.global_step + 1} is {float(value)}, so the step was not taken: lower "
+            "optimizer.lr or set optimizer.clip, and continue from the last checkpoint with --resume."
+        )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The recipe's factor of the learning rate by step."""

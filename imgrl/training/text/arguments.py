@@ -154,6 +154,7 @@ def _common(
         "gradient_checkpointing": recipe.model.gradient_checkpointing,
         "logging_steps": 1,
         "logging_strategy": "steps",
+        "logging_nan_inf_filter": False,  # it would log 0 for a loss that is not finite
         "save_strategy": "steps" if every else "no",
         "save_steps": every or 1,
         "save_total_limit": recipe.checkpoint.keep,

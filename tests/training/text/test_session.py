@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from imgrl.cli.main import app
 from imgrl.config.text import resolve_text
-from imgrl.objectives.text import TEXT_OBJECTIVES
+from imgrl.objectives.text import SFT, TEXT_OBJECTIVES
 from imgrl.recipe_text import AnyTextObjective
 from imgrl.training.run_folder import holds_results
 
@@ -320,6 +320,34 @@ def test_a_teacher_with_more_outputs_is_refused_where_distributions_are_mixed(lm
     given = [*arguments("meta_distill", lm, tmp_path / "run", letters), f"model.teacher={other}"]
     result = CliRunner().invoke(app, ["lm", "train", *given])
     assert result.exit_code == 2 and "give a teacher with as many" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda loss, live: loss * float("nan"), "loss of step 2 is nan"),
+        (lambda loss, live: loss + (0 * live).abs().sqrt(), "gradient of step 2 is nan"),  # slope 0 / 0
+    ],
+    ids=["loss", "gradient"],
+)
+def test_a_step_that_is_not_finite_is_refused_before_it_is_taken_or_saved(
+    spoil, told, lm, tmp_path, monkeypatch
+):
+    real = SFT.loss
+
+    def loss(self, batch, **more):
+        out = real(self, batch, **more)
+        return out if batch.step == 0 else out._replace(loss=spoil(out.loss, batch.log_prob))
+
+    monkeypatch.setattr(SFT, "loss", loss)
+    folder = tmp_path / "run"
+    result = CliRunner().invoke(
+        app, ["lm", "train", *arguments("sft", lm, folder, **{"checkpoint.every": 1})]
+    )
+    assert result.exit_code == 2 and told in result.stderr and result.stderr.count("\n") == 1, result.output
+    assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-1"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows if "loss" in row] == [1]
 
 
 @pytest.mark.parametrize("name", ["trrd", "kdrl", "meta_distill"])

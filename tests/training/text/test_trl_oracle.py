@@ -150,6 +150,7 @@ def test_what_we_override_in_trl_still_exists_with_the_arguments_we_know():
         "create_optimizer": ["self", "model"],
         "create_scheduler": ["self", "num_training_steps", "optimizer"],
         "save_model": ["self", "output_dir", "_internal_call"],
+        "_get_grad_norm": ["self", "model", "grad_norm"],
     }
     loss = ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
     known = {(kind, name): arguments for kind in OURS for name, arguments in every.items()} | {
