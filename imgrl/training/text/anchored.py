@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ class AnchorFiles:
     """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint.
 
     The anchor ``base`` begins as the model before training, kept where the objective asks for it, and moves by
-    ``rule``; ``initial`` are PiSSA's factors as they started.
+    ``rule``; ``initial`` are PiSSA's factors as they started. The newest ``keep`` checkpoints
+    stay; TRL's own limit must be off, since it counts those that are not whole yet.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class AnchorFiles:
         scale: Schedule,
         rule: Anchor,
         mask: MaskKind | None = None,
+        keep: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.anchors: dict[str, WeightCopy] = {}
-        self.objective, self.scale = objective, scale
+        self.objective, self.scale, self.keep = objective, scale, keep
         self.elapsed: Callable[[], float] = lambda: 0.0
         """Seconds the run has trained, to be kept with its checkpoints."""
         super().__init__(*args, **kwargs)
@@ -152,6 +155,8 @@ class AnchorFiles:
         parts = trainer.args.world_size if own else 0
         facts = {"anchors": sorted(self.anchors), "parts": parts, "seconds": self.elapsed()}
         write_json(folder / _FACTS, facts | self.facts())
+        if self.keep is not None:
+            _prune(folder.parent, self.keep)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -220,6 +225,15 @@ class AnchorFiles:
     def start(self) -> Mapping[str, Tensor]:
         """PiSSA's factors as they started, by parameter name; nothing for others."""
         return self.anchors["initial"].tensors if "initial" in self.anchors else {}
+
+
+def _prune(run: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints that are whole."""
+    whole = [path for path in run.glob("checkpoint-*") if (path / _FACTS).is_file()]
+    stay = sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))[-keep:]
+    for path in set(run.glob("checkpoint-*")) - set(stay):
+        (path / _FACTS).unlink(missing_ok=True)  # first, so that half a checkpoint never looks whole
+        shutil.rmtree(path)
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

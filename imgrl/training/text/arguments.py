@@ -157,7 +157,7 @@ def _common(
         "logging_nan_inf_filter": False,  # it would log 0 for a loss that is not finite
         "save_strategy": "steps" if every else "no",
         "save_steps": every or 1,
-        "save_total_limit": recipe.checkpoint.keep,
+        "save_total_limit": None,  # older checkpoints go when the anchors of a new one are written, too
         "eval_strategy": "no",
         "report_to": list(recipe.tracking.trackers),
         "project": recipe.tracking.project,

@@ -184,6 +184,7 @@ class TextSession:
             "scale": recipe.optimizer.scale,
             "rule": recipe.anchor,
             "mask": recipe.model.mask,
+            "keep": recipe.checkpoint.keep,
             "peft_config": peft_config(recipe.model),
         }
         if objective.kind != "online":

@@ -12,7 +12,8 @@ from imgrl.cli.main import app
 from imgrl.config.text import resolve_text
 from imgrl.objectives.text import SFT, TEXT_OBJECTIVES
 from imgrl.recipe_text import AnyTextObjective
-from imgrl.training.run_folder import holds_results
+from imgrl.training.run_folder import holds_results, write_json
+from imgrl.training.text import anchored
 
 SMALL = [
     "run.steps=2",
@@ -431,6 +432,26 @@ def test_a_run_that_is_done_takes_no_further_step_when_resumed(lm, tmp_path):
 def test_without_intermediate_checkpoints_the_last_one_is_saved(lm, tmp_path):
     run(*arguments("sft", lm, tmp_path / "run", **{"checkpoint.every": 0}))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*-*")] == ["checkpoint-2"]
+
+
+def test_the_last_whole_checkpoint_outlives_a_crash_while_the_next_is_written(lm, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    given = [*arguments("asft", lm, folder, **{"checkpoint.every": 1, "run.steps": 3}), "checkpoint.keep=1"]
+
+    def left():
+        return sorted(path.name for path in (folder / "checkpoints").glob("checkpoint-*"))
+
+    def crash(file, value):
+        if file.parent.name == "checkpoint-2":
+            raise OSError(28, "no space left")
+        write_json(file, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(anchored, "write_json", crash)  # after all that TRL writes, before the file of facts
+        run(*given, code=2)
+    assert left() == ["checkpoint-1", "checkpoint-2"]
+    run("--resume", folder)
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 3 and left() == ["checkpoint-3"]
 
 
 def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(lm, tmp_path):
