@@ -29,21 +29,23 @@ class WeightCopy:
     def applied(self, model: nn.Module) -> Iterator[None]:
         """The model with these weights, in evaluation mode and without gradient; restored after, also on errors.
 
-        Storage changes hands, nothing is copied. Use it before the forward pass whose gradient is wanted.
+        Storage changes hands, nothing is copied where device and type agree. Else a copy moves to the model's device
+        for good (DeepSpeed moves models late) and keeps its type. Use it before the forward pass whose gradient is
+        wanted.
         """
         training = model.training
-        self._swap(model)
+        live = [(parameter, parameter.data) for _, parameter in _trainable(model)]
+        model.eval()
         try:
+            for name, parameter in _trainable(model):
+                self.tensors[name] = self.tensors[name].to(parameter.device)
+                parameter.data = self.tensors[name].to(parameter.dtype)
             with torch.no_grad():
                 yield
         finally:
-            self._swap(model)
+            for parameter, data in live:
+                parameter.data = data
             model.train(training)
-
-    def _swap(self, model: nn.Module) -> None:
-        model.eval()
-        for name, parameter in _trainable(model):
-            parameter.data, self.tensors[name] = self.tensors[name], parameter.data
 
     def renew(self, source: nn.Module | WeightCopy) -> None:
         """Become what a model, or another copy, is now."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imgrl.errors import ConfigError
 
-__all__ = ["refuse_missing_vllm", "refuse_sharded_weights"]
+__all__ = ["refuse_mask_under_deepspeed", "refuse_missing_vllm", "refuse_sharded_weights"]
 
 
 def refuse_sharded_weights(environment: Mapping[str, str]) -> None:
@@ -24,13 +24,26 @@ def refuse_sharded_weights(environment: Mapping[str, str]) -> None:
         ConfigError: for FSDP, Megatron and DeepSpeed's stage 3.
     """
     asked = {kind for kind in ("FSDP", "MEGATRON_LM") if environment.get(f"ACCELERATE_USE_{kind}") == "true"}
-    if environment.get("ACCELERATE_USE_DEEPSPEED") == "true" and _zero_stage(environment) == "3":
+    if _deepspeed(environment) and _zero_stage(environment) == "3":
         asked.add("DeepSpeed stage 3")
     if asked:
         raise ConfigError(
             f"This launch shards the weights ({', '.join(sorted(asked))}), but imgrl lm train switches whole copies of "
             "them in place: launch with plain data parallelism or DeepSpeed stage 1 or 2, and save memory with "
             "model.train=lora."
+        )
+
+
+def refuse_mask_under_deepspeed(environment: Mapping[str, str]) -> None:
+    """Refuse a launch whose optimiser would train the entries that ``model.mask`` leaves out.
+
+    Raises:
+        ConfigError: for DeepSpeed at any stage: it puts an optimiser on flat weights of its own, past the mask.
+    """
+    if _deepspeed(environment):
+        raise ConfigError(
+            "This launch uses DeepSpeed, whose optimiser does not see model.mask: launch with plain data parallelism, "
+            "or leave the key out."
         )
 
 
@@ -48,6 +61,10 @@ def refuse_missing_vllm() -> None:
 
     if not torch.cuda.is_available():
         raise ConfigError("generation.vllm needs a GPU, and there is none here; leave the key out")
+
+
+def _deepspeed(environment: Mapping[str, str]) -> bool:
+    return environment.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def _zero_stage(environment: Mapping[str, str]) -> str | None:

@@ -43,6 +43,33 @@ def test_a_copy_follows_a_model_and_another_copy(decay):
     assert not any(tensor.requires_grad for tensor in first.tensors.values())
 
 
+def test_a_copy_of_another_precision_speaks_in_the_models_and_stays_exact():
+    """As under DeepSpeed, which rounds and moves a model after its anchors were copied."""
+    net = nn.Linear(3, 4)
+    snapshot = WeightCopy(net)
+    exact = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
+    net.bfloat16()
+    moved(net)
+    live = net.weight.data
+    with snapshot.applied(net):
+        assert torch.equal(net.weight, exact["weight"].bfloat16())
+        assert net(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert net.weight.data_ptr() == live.data_ptr() and net.weight.dtype == torch.bfloat16
+    for name, tensor in snapshot.tensors.items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, exact[name])
+    snapshot.renew(net)
+    assert torch.equal(snapshot.tensors["weight"], live.float())
+
+
+def test_a_copy_moves_to_the_models_device_and_stays_there():
+    net = nn.Linear(3, 4)
+    snapshot = WeightCopy(net)
+    net.to("meta")
+    with snapshot.applied(net):
+        assert net(torch.ones(2, 3, device="meta")).device.type == "meta"
+    assert {tensor.device.type for tensor in snapshot.tensors.values()} == {"meta"}
+
+
 def test_weights_come_back_after_an_error():
     net = network()
     snapshot = WeightCopy(net)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from imgrl.config.text import resolve_text
-from imgrl.errors import ConfigError
+from imgrl.errors import ConfigError, ModelError
 from imgrl.training.text.launch import refuse_sharded_weights
 from imgrl.training.text.session import TextSession
 
@@ -46,6 +46,20 @@ def test_a_configuration_file_is_read(tmp_path, stage):
         return
     with pytest.raises(ConfigError, match="DeepSpeed stage 3"):
         refuse_sharded_weights(environment)
+
+
+def test_a_mask_is_refused_where_deepspeed_owns_the_optimiser(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1")
+
+    def recipe(name, *more):
+        given = [f"run.dir={tmp_path / name}", f"model.path={tmp_path}/nowhere", *more]
+        return resolve_text("tiny-lm/grpo", given)
+
+    with pytest.raises(ConfigError, match=r"does not see model\.mask.*plain data parallelism"):
+        TextSession(recipe("masked", "model.mask=low")).train()
+    with pytest.raises(ModelError, match="/nowhere cannot be loaded"):  # it goes on to load the model
+        TextSession(recipe("plain")).train()
 
 
 def test_a_run_asks_before_it_loads_a_model(tmp_path, monkeypatch):
