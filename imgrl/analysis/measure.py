@@ -37,10 +37,29 @@ def measure(base: Matrix, tuned: Sequence[Matrix], settings: Settings) -> Layer:
         changes=[Change() for _ in tuned],
     )
     counts = _first_pass(base, tuned, layer)
-    if base.side > 1 and any(change.changed or change.relative for change in layer.changes):
+    if base.side == 1:
+        return layer
+    for change in layer.changes:
+        if not _moved(change) and change.relative is not None:
+            _stand_still(change, base, settings)
+    if any(_moved(change) for change in layer.changes):
         top = _spectra(base, tuned, layer, settings)
         _last_pass(base, tuned, layer, settings, counts, top)
     return layer
+
+
+def _moved(change: Change) -> bool:
+    return bool(change.changed or change.relative)
+
+
+def _stand_still(change: Change, base: Matrix, settings: Settings) -> None:
+    """The figures of a matrix that did not change, which need no spectrum: all 0, and so are those of no noise."""
+    change.drift = 0.0
+    for k in settings.k:
+        still = [0.0] * min(k, *base.shape)
+        change.angles[k] = {"left": still, "right": list(still)}
+    if settings.control:
+        change.noise_drift = change.noise_angle = 0.0
 
 
 def _first_pass(base: Matrix, tuned: Sequence[Matrix], layer: Layer) -> Tensor:
@@ -86,6 +105,8 @@ def _spectra(base: Matrix, tuned: Sequence[Matrix], layer: Layer, settings: Sett
         return known[rounded]
 
     for matrix, change in zip(tuned, layer.changes, strict=True):
+        if not _moved(change):
+            continue
         rounded = _differ(base, matrix)
         before, start = of_base(rounded), _rounded(base) if rounded else base
         after = decompose(_rounded(matrix) if rounded else matrix, max(settings.k), **options)

@@ -28,11 +28,16 @@ def test_the_same_weights_are_all_unchanged():
     assert (change.changed, change.relative) == (0, 0)
 
 
-def test_the_same_weights_have_no_drift_and_no_angles_where_measured():
-    """Beside a version that did change, since an unchanged matrix alone is not decomposed."""
+def test_the_same_weights_have_no_drift_and_no_angles_whatever_stands_beside_them():
     before, (after,) = stored_pair(64, 1e-3)
-    same, other = measured(before, before, after, k=(8,)).changes
-    assert (same.changed, same.drift) == (0, 0) and max(same.angles[8]["left"]) < 1e-3
+    (alone,) = measured(before, before, k=(8, 100)).changes
+    same, other = measured(before, before, after, k=(8, 100)).changes
+    for change in (alone, same):
+        assert (change.changed, change.drift, change.exact) == (0, 0, True)
+        assert change.angles == {k: {"left": [0] * n, "right": [0] * n} for k, n in ((8, 8), (100, 64))}
+        assert (change.noise_drift, change.noise_angle) == (0, 0)
+    (uncontrolled,) = measured(before, before, control=False).changes
+    assert (uncontrolled.noise_drift, uncontrolled.noise_angle) == (None, None)
     assert other.changed > 0 and other.drift > 0 and max(other.angles[8]["left"]) > 1e-3
 
 

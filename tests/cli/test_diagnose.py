@@ -68,7 +68,7 @@ def test_the_same_file_twice_is_all_unchanged(imgrl, saved, tmp_path):
     result = imgrl("diagnose", "base.safetensors", "base.safetensors", "--json", "o.json", "--html", "o.html")
     assert result.exit_code == 0, result.output
     total = json.loads((tmp_path / "o.json").read_text())["totals"][0]
-    assert total["sparsity"] == 1 and total["drift"] in (None, 0)
+    assert total["sparsity"] == 1 and total["drift"] == total["largest_angle"] == 0
 
 
 def test_the_page_opens_offline_and_names_everything(imgrl, saved, tmp_path):
