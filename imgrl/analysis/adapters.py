@@ -101,7 +101,7 @@ def merge(adapter: Adapter, base: Weights) -> Weights:
 
 
 def _peft(folder: Path) -> Adapter:
-    config = json.loads((folder / _CONFIG).read_text())
+    config = _table((folder / _CONFIG).read_bytes(), str(folder / _CONFIG))
     kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA" or config.get("use_dora"):
         raise ModelError(
@@ -122,7 +122,8 @@ def _peft(folder: Path) -> Adapter:
 def _diffusers(file: Path) -> Adapter:
     handle = open_file(file)
     tensors = {key: handle.get_tensor(key) for key in handle.keys()}
-    saved = json.loads((handle.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    text = (handle.metadata() or {}).get("lora_adapter_metadata", "{}")
+    saved = _table(text, f"lora_adapter_metadata of {file}")
     config = {
         key.removeprefix(part): value
         for part in ("transformer.", "unet.")
@@ -131,6 +132,24 @@ def _diffusers(file: Path) -> Adapter:
     }
     own = {key: t for key, t in tensors.items() if not key.startswith("text_encoder")}
     return _sorted(file, own, config)
+
+
+def _table(text: str | bytes, place: str) -> dict[str, Any]:
+    """The JSON object of an adapter's settings.
+
+    Raises:
+        ModelError: if it is none.
+    """
+    try:
+        table = json.loads(text)
+    except ValueError as error:  # also of bytes that are no UTF-8
+        raise ModelError(f"{place} is damaged ({error}): export or download the adapter again") from error
+    if not isinstance(table, dict):
+        raise ModelError(
+            f"{place} is damaged (a {type(table).__name__} where settings by name are expected): export or download "
+            "the adapter again"
+        )
+    return table
 
 
 def _sorted(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Adapter:

@@ -7,6 +7,7 @@ from torch import nn
 
 from imgrl.analysis.weights import blocks, open_weights
 from imgrl.errors import ModelError
+from imgrl.policies.export import LORA_FILE
 
 
 class Net(nn.Module):
@@ -204,3 +205,19 @@ def test_incomplete_adapters_are_refused(base, tmp_path):
     file.unlink()
     with pytest.raises(ModelError, match="adapter_model.safetensors is missing"):
         open_weights(tmp_path / "lora", stored)
+
+
+@pytest.mark.parametrize("text", ['{"r": 4, "peft', "[4]", b"\xff\xfe{}"], ids=["cut", "list", "bytes"])
+def test_damaged_settings_of_an_adapter_are_refused(text, base, tmp_path):
+    base()
+    stored = open_weights(tmp_path / "base.safetensors")
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ModelError, match=r"adapter_config\.json is damaged \(.*again$"):
+        open_weights(folder, stored)
+    if isinstance(text, str):
+        file = tmp_path / LORA_FILE
+        save_file({"one.lora_A.weight": torch.ones(1, 2)}, file, {"lora_adapter_metadata": text})
+        with pytest.raises(ModelError, match=r"lora_adapter_metadata of .* is damaged \(.*again$"):
+            open_weights(file, stored)
