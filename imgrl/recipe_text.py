@@ -100,7 +100,8 @@ class TextData:
     count: Positive = 4096
     """How many of the built-in problems."""
     max_tokens: Positive = 512
-    """Longest sequence of supervised training; longer ones are cut."""
+    """Longest sequence of supervised training and of preferences; longer ones are cut. Rows whose prompt alone fills
+    it are left out, and the run says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,8 @@ class TextSession:
         self.recipe, self._tell = recipe, tell
         self.folder = open_folder(recipe.run.dir)
         self.drift: DriftWatch | None = None
+        self.left_out = 0
+        """Rows of data that are not trained on."""
 
     def tell(self, line: str) -> None:
         """Say a line, once and not on every process."""
@@ -112,6 +114,11 @@ class TextSession:
         self.world = World(trainer.accelerator)
         self.metrics = Metrics(folder, self.world)
         self._describe()
+        if self.left_out:
+            self.tell(
+                f"{self.left_out} training rows are left out: the prompt alone fills data.max_tokens="
+                f"{recipe.data.max_tokens}"
+            )
         # From the weights before training, also where a run is resumed.
         self.drift, heldout.base = drift_watch(trainer.model, start=trainer.start()), self._base(trainer)
         if newest is None:
@@ -236,12 +243,20 @@ class TextSession:
         if pairs:
             from imgrl.training.text.preference import PreferenceTrainer
 
-            return PreferenceTrainer(
-                args=preference_arguments(recipe, self.folder), train_dataset=data, **common
-            )
-        from imgrl.training.text.supervised import SupervisedTrainer
+            kind, args = PreferenceTrainer, preference_arguments(recipe, self.folder)
+        else:
+            from imgrl.training.text.supervised import SupervisedTrainer
 
-        return SupervisedTrainer(args=supervised_arguments(recipe, self.folder), train_dataset=data, **common)
+            kind, args = SupervisedTrainer, supervised_arguments(recipe, self.folder)
+        # TRL drops rows without a token to learn from, and would train on nothing.
+        trainer: Any = kind(args=args, train_dataset=data, **common)
+        self.left_out = len(data) - len(trainer.train_dataset)
+        if self.left_out == len(data):
+            raise ConfigError(
+                f"data.max_tokens={recipe.data.max_tokens} is filled by the prompt alone in all {len(data)} rows of "
+                f"{recipe.data.prompts}, so there is nothing to learn from; raise it"
+            )
+        return trainer
 
     # -------------------------------------------------------------- writing
 

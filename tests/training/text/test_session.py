@@ -307,6 +307,24 @@ def test_a_pair_that_lacks_a_side_is_named(column, lm, tmp_path):
         assert result.exit_code == 2 and sentence in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_rows_whose_prompt_fills_the_longest_sequence_are_counted(name, lm, tmp_path):
+    """One token a letter: of prompts with 4, 20 and 30 letters one leaves room for its completion in 10 tokens."""
+    rows = tmp_path / "rows.jsonl"
+    sides = {"completion": "b"} if name == "sft" else {"chosen": "bb", "rejected": "cc"}
+    rows.write_text("\n".join(json.dumps({"prompt": n * "a", **sides}) for n in (4, 20, 30)))
+
+    def output(most, code):
+        given = arguments(name, lm, tmp_path / f"run{most}")
+        return run(*given, f"data.prompts={rows}", f"data.max_tokens={most}", code=code)
+
+    assert output(10, 0).count("2 training rows are left out: the prompt alone fills data.max_tokens=10") == 1
+    assert "left out" not in output(40, 0)
+    refused = output(4, 2)
+    assert "data.max_tokens=4 is filled by the prompt alone in all 3 rows" in refused
+    assert refused.count("\n") == 1
+
+
 def test_an_empty_prompt_is_named_before_anything_is_generated(lm, tmp_path, letters):
     rows = tmp_path / "prompts.jsonl"
     rows.write_text('{"prompt": "add 1+2:"}\n{"prompt": ""}\n')
