@@ -69,13 +69,16 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Pass@1 of a model on held-out problems, by the protocol of training runs."""
+    import torch
+
     from imgrl.config.text import resolve_text
     from imgrl.training.text.heldout import HeldOut
     from imgrl.training.text.models import load_model
 
     recipe = resolve_text(None, arguments or ())
     network, tokenizer = load_model(replace(recipe.model, path=model))
-    scores = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)(network)
+    heldout = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)
+    scores = heldout(network.to("cuda" if torch.cuda.is_available() else "cpu"))  # as training has it
     if as_json:
         print_json(scores)
     else:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
+from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 from imgrl.cli.main import app
@@ -66,6 +67,20 @@ def test_imgrl_lm_eval_says_the_same_again_and_as_a_line(lm):
         ],
     )
     assert result.exit_code == 0 and f"pass@1 {once['pass@1']:.3f}" in result.stdout
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_imgrl_lm_eval_computes_on_the_gpu_where_there_is_one(present, lm, monkeypatch):
+    places = []
+
+    def move(self, place):
+        places.append(place)
+        return self
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    monkeypatch.setattr(PreTrainedModel, "to", move)
+    evaluated(lm, "evaluation.samples=1")
+    assert places[-1] == ("cuda" if present else "cpu")
 
 
 def test_imgrl_lm_eval_refuses_what_it_cannot_do_in_one_sentence(lm, judges):
