@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from imgrl.anchor import Anchor, Schedule
 from imgrl.errors import CheckpointError, ModelError
 from imgrl.objectives.text.base import BASE_NEEDS, TextBatch, TextLoss, TextObjective, reduce
 from imgrl.training.run_folder import read_json, write_json
+from imgrl.training.text.checkpoints import ANCHORS, FACTS, prune
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.pissa import check_directions, is_pissa, make_plain, start_from
 
 __all__ = ["AnchorFiles", "no_loss", "note", "refuse_outputs"]
 
-_TENSORS, _FACTS = "anchors.safetensors", "anchors.json"
 _OWN = "process-{}.safetensors"
 """What each process stores by itself, such as its replay."""
 
@@ -151,12 +150,12 @@ class AnchorFiles:
             for name, copy in self.anchors.items()
             for key, tensor in copy.state_dict().items()
         }
-        _save(tensors, folder / _TENSORS)
+        _save(tensors, folder / ANCHORS)
         parts = trainer.args.world_size if own else 0
         facts = {"anchors": sorted(self.anchors), "parts": parts, "seconds": self.elapsed()}
-        write_json(folder / _FACTS, facts | self.facts())
+        write_json(folder / FACTS, facts | self.facts())
         if self.keep is not None:
-            _prune(folder.parent, self.keep)
+            prune(folder.parent, self.keep)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -164,17 +163,17 @@ class AnchorFiles:
             self._restore(Path(checkpoint))
 
     def _restore(self, folder: Path) -> None:
-        if not (folder / _FACTS).is_file() or not (folder / _TENSORS).is_file():
+        if not (folder / FACTS).is_file() or not (folder / ANCHORS).is_file():
             raise CheckpointError(
-                f"{folder} has no {_TENSORS}: it was not written by imgrl or is incomplete; resume from another."
+                f"{folder} has no {ANCHORS}: it was not written by imgrl or is incomplete; resume from another."
             )
-        facts = read_json(folder / _FACTS)
+        facts = read_json(folder / FACTS)
         if facts["anchors"] != sorted(self.anchors):
             raise CheckpointError(
                 f"{folder} keeps the anchors {facts['anchors']}, but this objective has {sorted(self.anchors)}; resume "
                 "with the recipe the run began with."
             )
-        tensors = load_file(folder / _TENSORS)
+        tensors = load_file(folder / ANCHORS)
         start = {key: t.clone() for key, t in self.start().items()}
         for name, copy in self.anchors.items():
             prefix = f"{name}/"
@@ -225,15 +224,6 @@ class AnchorFiles:
     def start(self) -> Mapping[str, Tensor]:
         """PiSSA's factors as they started, by parameter name; nothing for others."""
         return self.anchors["initial"].tensors if "initial" in self.anchors else {}
-
-
-def _prune(run: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints that are whole."""
-    whole = [path for path in run.glob("checkpoint-*") if (path / _FACTS).is_file()]
-    stay = sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))[-keep:]
-    for path in set(run.glob("checkpoint-*")) - set(stay):
-        (path / _FACTS).unlink(missing_ok=True)  # first, so that half a checkpoint never looks whole
-        shutil.rmtree(path)
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

@@ -14,11 +14,12 @@ import yaml
 from imgrl.analysis.watch import DriftWatch
 from imgrl.anchor import Frozen
 from imgrl.data.texts import load_rows
-from imgrl.errors import CheckpointError, ConfigError
+from imgrl.errors import ConfigError
 from imgrl.recipe import as_dict
 from imgrl.recipe_text import TextRecipe
 from imgrl.training.distributed import World
 from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
+from imgrl.training.text import checkpoints
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
 from imgrl.training.tracking import Metrics, environment
@@ -105,7 +106,7 @@ class TextSession:
                 f"{folder} already holds a run; continue it with `imgrl lm train --resume {folder}`, or choose "
                 "another run.dir"
             )
-        newest = _newest(folder) if resume else None
+        newest = checkpoints.newest(folder) if resume else None
         set_seed(recipe.run.seed)
         model, tokenizer = load_model(recipe.model)
         teacher = load_teacher(recipe.model, tokenizer) if recipe.model.teacher else None
@@ -127,9 +128,9 @@ class TextSession:
             self.keep("before.json", before)
         else:
             before = read_json(folder / "before.json")
-            self.metrics.rewind(_step_of(newest))
+            self.metrics.rewind(checkpoints.step_of(newest))
         self.tell(f"held-out pass@1 before training: {before['pass@1']:.3f}")
-        watch = Watch(self, heldout, spent=_seconds_of(newest))
+        watch = Watch(self, heldout, spent=checkpoints.seconds_of(newest))
         self._run(trainer, watch, newest)
         return self._finish(trainer, heldout, before, watch)
 
@@ -142,7 +143,7 @@ class TextSession:
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl has those rows
         if newest is None:
             trainer.train()
-        elif watch.out_of_time() or _step_of(newest) >= self.recipe.run.steps:
+        elif watch.out_of_time() or checkpoints.step_of(newest) >= self.recipe.run.steps:
             trainer.stand_at(newest)  # TRL would take a step before it asked whether to stop
         else:
             trainer.train(resume_from_checkpoint=str(newest))
@@ -287,24 +288,3 @@ def _hush() -> None:
 class _LeftOut(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         return "returned None" not in record.getMessage()
-
-
-def _newest(folder: Path) -> Path:
-    """The newest whole checkpoint of a run."""
-    found = [
-        (_step_of(path), path)
-        for path in (folder / "checkpoints").glob("checkpoint-*")
-        if (path / "trainer_state.json").is_file() and (path / "anchors.json").is_file()
-    ]
-    if not found:
-        raise CheckpointError(f"{folder} has no whole checkpoint to resume from; start the run again.")
-    return max(found)[1]
-
-
-def _seconds_of(checkpoint: Path | None) -> float:
-    """How long a run had trained; 0 where an earlier version did not say."""
-    return 0.0 if checkpoint is None else read_json(checkpoint / "anchors.json").get("seconds", 0.0)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
