@@ -178,8 +178,8 @@ class TextEvaluation:
     """Completions a problem; Pass@1 is their mean, Pass@k whether any is right."""
     temperature: NonNegativeFloat = 1.0
     """0 is greedy, with one completion."""
-    verifier: Text = "arithmetic"
-    """The reward that judges completions; right is 1."""
+    verifier: Text | RewardSpec = "arithmetic"
+    """The reward that judges completions, by name or as ``{use, args}``; right is 1."""
     seed: NonNegative = 1234
     batch: Positive = 256
     """Completions generated at once."""

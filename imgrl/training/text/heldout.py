@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch import Tensor
 from imgrl.data.texts import load_rows
 from imgrl.errors import ConfigError, RewardError
 from imgrl.recipe_text import TextEvaluation
+from imgrl.rewards import RewardSpec
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Failure
-from imgrl.rewards.resolve import make
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows
-from imgrl.training.text.rewarding import judge
+from imgrl.training.text.rewarding import judge, reward_of
 from imgrl.training.text.scoring import live_fields
 from imgrl.types import Prompt
 
@@ -33,7 +34,7 @@ class HeldOut:
             raise ConfigError(
                 f"evaluation.temperature=0 gives the same completion {spec.samples} times: set evaluation.samples=1"
             )
-        self.verifier = Reward(spec.verifier, make(spec.verifier, name=spec.verifier))
+        self.verifier = _verifier(spec.verifier)
         needs = {"prompt", *self.verifier.required}
         self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs)
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
@@ -77,7 +78,7 @@ class HeldOut:
             if isinstance(answer, Failure) or bool(answer.isnan().any()):
                 why = answer if isinstance(answer, Failure) else "it does not apply to some of the problems"
                 raise RewardError(
-                    f"The verifier {self.spec.verifier!r} cannot judge the held-out problems: {why}."
+                    f"The verifier {self.verifier.name!r} cannot judge the held-out problems: {why}."
                 )
             scores.append(answer)
         return torch.cat(scores)
@@ -126,3 +127,13 @@ class HeldOut:
             mask=mask,
         )
         return live_fields(model, rows, needs=["reverse_kl"], base=base)["reverse_kl"][mask]
+
+
+def _verifier(given: str | RewardSpec) -> Reward:
+    spec = RewardSpec(use=given) if isinstance(given, str) else given
+    if spec != replace(spec, weight=1.0, heldout_only=False, batch=None):
+        raise ConfigError(
+            "evaluation.verifier takes use, args, timeout, retries and backoff, since it alone judges the held-out "
+            "problems; leave weight, heldout_only and batch out"
+        )
+    return reward_of(spec.use if isinstance(spec.use, str) else "verifier", spec)

@@ -16,7 +16,7 @@ from imgrl.rewards.calling import Failure, Patience
 from imgrl.rewards.resolve import make
 from imgrl.types import Prompt
 
-__all__ = ["TextReward", "build_rewards", "judge", "total_of"]
+__all__ = ["TextReward", "build_rewards", "judge", "reward_of", "total_of"]
 
 
 def judge(
@@ -101,6 +101,19 @@ def total_of(scores: Tensor, failed: Tensor, weights: Tensor, *, size: int) -> T
     return total.masked_fill(left_out, math.nan)
 
 
+def reward_of(name: str, spec: RewardSpec) -> Reward:
+    """The reward that a recipe writes, without its weight.
+
+    Raises:
+        RewardError: if it names nothing, cannot be constructed, or cannot be waited for.
+    """
+    try:
+        patience = Patience(timeout=spec.timeout, retries=spec.retries, backoff=spec.backoff)
+    except ValueError as error:
+        raise RewardError(f"Reward {name!r}: {error}") from error
+    return Reward(name, make(spec.use, spec.args, name=name), patience=patience)
+
+
 def build_rewards(
     specs: Mapping[str, float | str | RewardSpec],
     *,
@@ -125,8 +138,8 @@ def build_rewards(
                 f"Reward {name!r} is heldout_only, which language recipes do not know; "
                 "evaluation.verifier judges held-out problems."
             )
-        patience = Patience(timeout=spec.timeout, retries=spec.retries, backoff=spec.backoff)
-        reward = Reward(name, make(spec.use, spec.args, name=name), patience=patience)
-        rewards.append(TextReward(reward, budget=budget, columns=columns, group_size=group_size))
+        rewards.append(
+            TextReward(reward_of(name, spec), budget=budget, columns=columns, group_size=group_size)
+        )
         weights.append(float(spec.weight))
     return rewards, weights

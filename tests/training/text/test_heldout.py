@@ -51,6 +51,25 @@ def test_imgrl_lm_eval_counts_what_the_verifier_calls_right(lm, judges):
     assert by_group["pass@1"] == 0.75 and by_group["pass@4"] == 1.0
 
 
+def test_a_verifier_may_have_arguments(lm, tmp_path):
+    """The first character of a completion against answers of which one is right: greedy, as the model has it."""
+    model, tokenizer = load_model(TextModel(path=str(lm)))
+    prompts = ["add 12+34:", "mod 7 3+5*4:"]
+    firsts = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        made = model.generate(input_ids=ids, max_new_tokens=1, do_sample=False)[0, -1:]
+        firsts.append(tokenizer.decode(made))
+    rows = tmp_path / "rows.jsonl"
+    answers = [firsts[0], firsts[1] + "?"]
+    rows.write_text(
+        "\n".join(json.dumps({"prompt": p, "answer": a}) for p, a in zip(prompts, answers, strict=True))
+    )
+    pattern = r"{use: regex, args: {pattern: '\A(\S)'}}"
+    greedy = ["evaluation.temperature=0", "evaluation.samples=1", f"evaluation.prompts={rows}"]
+    assert evaluated(lm, f"evaluation.verifier={pattern}", *greedy)["pass@1"] == 0.5
+
+
 def test_imgrl_lm_eval_says_the_same_again_and_as_a_line(lm):
     once, again = (evaluated(lm, "evaluation.samples=2") for _ in range(2))
     assert once == again and {"pass@1", "pass@2", "tokens"} <= set(once)
@@ -87,6 +106,11 @@ def test_imgrl_lm_eval_refuses_what_it_cannot_do_in_one_sentence(lm, judges):
     for given, sentence in (
         (["evaluation.temperature=0"], "evaluation.samples=1"),
         (["evaluation.verifier=exactt"], "did you mean 'exact'"),
+        (["evaluation.verifier={use: exactt}"], "did you mean 'exact'"),
+        (["evaluation.verifier={use: regex}"], "pattern"),
+        (["evaluation.verifier={use: regex, args: {pattern: 'a'}}"], "exactly one group"),
+        (["evaluation.verifier={use: exact, weight: 2}"], "leave weight, heldout_only and batch out"),
+        (["evaluation.verifier={use: exact, retries: -1}"], "must not be negative"),
         (["evaluation.verifier=vote", "evaluation.samples=1"], "cannot judge the held-out problems"),
     ):
         error = evaluated(lm, *given, code=2)
