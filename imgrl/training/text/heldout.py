@@ -38,6 +38,7 @@ class HeldOut:
         needs = {"prompt", *self.verifier.required}
         self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs)
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
+        self.texts, self.templated = _as_texts([row["prompt"] for row in self.rows], tokenizer, spec.prompts)
         self.base: WeightCopy | None = None
         """The model before training; with it the KL is measured."""
 
@@ -85,7 +86,7 @@ class HeldOut:
 
     def _generate(self, model: Any) -> tuple[list[str], list[int], float | None]:
         """Completions, their lengths in tokens and the KL; training's random numbers are left alone."""
-        texts = [row["prompt"] for row in self.rows for _ in range(self.spec.samples)]
+        texts = [text for text in self.texts for _ in range(self.spec.samples)]
         device = next(model.parameters()).device
         completions: list[str] = []
         lengths: list[int] = []
@@ -96,11 +97,12 @@ class HeldOut:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.spec.seed)
             for start in range(0, len(texts), self.spec.batch):
-                part = self.tokenizer(  # with the special tokens it adds by itself, as TRL tokenises prompts
+                part = self.tokenizer(  # as TRL tokenises prompts: only a template brings its own special tokens
                     texts[start : start + self.spec.batch],
                     return_tensors="pt",
                     padding=True,
                     padding_side="left",
+                    add_special_tokens=not self.templated,
                 ).to(device)
                 made = model.generate(
                     input_ids=part["input_ids"],
@@ -127,6 +129,31 @@ class HeldOut:
             mask=mask,
         )
         return live_fields(model, rows, needs=["reverse_kl"], base=base)["reverse_kl"][mask]
+
+
+def _as_texts(prompts: list[Any], tokenizer: Any, source: str) -> tuple[list[str], bool]:
+    """Prompts as the model reads them, and whether the tokenizer's chat template made them from conversations.
+
+    Raises:
+        ConfigError: if there is no template, or it has no use for one of the prompts.
+    """
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return prompts, False
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError(
+            f"{source} holds conversations as prompts, but the model's tokenizer has no chat template; give prompts as "
+            "texts, or a model with one"
+        )
+    try:
+        return [
+            tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            for prompt in prompts
+        ], True
+    except Exception as error:  # templates are programs that raise what they like
+        raise ConfigError(
+            f"{source} holds a prompt that the tokenizer's chat template cannot read ({error}); give each as a list of "
+            "messages with role and content"
+        ) from error
 
 
 def _verifier(given: str | RewardSpec) -> Reward:

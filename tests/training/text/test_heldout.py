@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 from imgrl.cli.main import app
+from imgrl.errors import ConfigError
 from imgrl.recipe_text import TextEvaluation, TextModel
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
@@ -68,6 +69,42 @@ def test_a_verifier_may_have_arguments(lm, tmp_path):
     pattern = r"{use: regex, args: {pattern: '\A(\S)'}}"
     greedy = ["evaluation.temperature=0", "evaluation.samples=1", f"evaluation.prompts={rows}"]
     assert evaluated(lm, f"evaluation.verifier={pattern}", *greedy)["pass@1"] == 0.5
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }};{% endfor %}"
+    "{% if add_generation_prompt %}bot:{% endif %}"
+)
+
+
+def test_conversations_are_read_through_the_tokenizers_chat_template(lm, tmp_path):
+    """As if they had been written down as the template writes them, here by hand; no special token is added."""
+    questions = ["add 12+34:", "mod 7 3+5*4:"]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    by_hand = [f"user: {question};bot:" for question in questions]
+    said = []
+    for name, prompts in (("chats", chats), ("texts", by_hand)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("\n".join(json.dumps({"prompt": p, "answer": "1"}) for p in prompts))
+        model, tokenizer = load_model(TextModel(path=str(lm)))
+        tokenizer.chat_template = CHAT
+        spec = TextEvaluation(prompts=str(file), samples=1, temperature=0.0, verifier="exact")
+        heldout = HeldOut(spec, tokenizer, max_tokens=6)
+        assert heldout.texts == by_hand and heldout.templated == (name == "chats")
+        said.append(heldout._generate(model)[0])
+        heldout(model)
+    assert said[0] == said[1] and said[0][0]
+    error = evaluated(lm, f"evaluation.prompts={tmp_path}/chats.jsonl", code=2)  # without a template
+    assert "has no chat template" in error and error.count("\n") == 1
+
+
+def test_a_prompt_that_the_chat_template_cannot_read_is_refused(lm, tmp_path):
+    file = tmp_path / "odd.jsonl"
+    file.write_text(json.dumps({"prompt": [{"text": "hello"}], "answer": "1"}))
+    _, tokenizer = load_model(TextModel(path=str(lm)))
+    tokenizer.chat_template = "{{ raise_exception('no role') if messages[0].role is not defined else '' }}"
+    with pytest.raises(ConfigError, match="chat template cannot read .no role.*list of messages"):
+        HeldOut(TextEvaluation(prompts=str(file), verifier="exact"), tokenizer, max_tokens=6)
 
 
 def test_imgrl_lm_eval_says_the_same_again_and_as_a_line(lm):
