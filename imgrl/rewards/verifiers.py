@@ -135,25 +135,48 @@ class Math:
             for text, reference in _pairs(completions, answer, "answer")
         ]
 
-    def _score(self, text: str, reference: str) -> float | None:
-        from math_verify import parse, verify
+    def alike(self, answers: Sequence[str | None]) -> list[str | None]:
+        """Each answer, which stands by itself and is plain or LaTeX, as the first one that is equal to it.
 
-        main = threading.current_thread() is threading.main_thread()  # elsewhere there are no alarms
-        seconds: Any = self.seconds if main else None
-        if not main:
-            for module in ("parser", "grader"):  # they would warn that there are none
-                logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
-        gold = parse(reference, parsing_timeout=seconds) or parse(f"${reference}$", parsing_timeout=seconds)
+        Letters are variables. An answer that cannot be read or compared is equal to the same text only.
+        """
+        read: dict[str, Any] = {}
+        first: dict[str, str] = {}
+        for answer in dict.fromkeys(answer for answer in answers if answer is not None):
+            expression = self._parsed(answer if "$" in answer else f"${answer}$")
+            same = (other for other, own in read.items() if self._equal(own, expression))
+            first[answer] = found = next(same, answer)
+            if found == answer and expression:
+                read[answer] = expression
+        return [None if answer is None else first[answer] for answer in answers]
+
+    def _score(self, text: str, reference: str) -> float | None:
+        gold = self._parsed(reference) or self._parsed(f"${reference}$")
         if not gold:
             return None
-        given = parse(text, parsing_timeout=seconds)
-        if not given:
-            return 0.0
+        given = self._parsed(text)
+        return self._equal(gold, given) if given else 0.0
+
+    def _parsed(self, text: str) -> Any:
+        from math_verify import parse
+
+        return parse(text, parsing_timeout=self._deadline())
+
+    def _equal(self, gold: Any, given: Any) -> float | None:
+        from math_verify import verify
+
         try:
-            return float(verify(gold, given, timeout_seconds=seconds, raise_on_error=True))
+            return float(verify(gold, given, timeout_seconds=self._deadline(), raise_on_error=True))
         except Exception as error:  # sympy fails in many ways; one such answer must not mask its whole batch
-            _log.warning("math-verify cannot compare %r with %r: %s", text[-80:], reference, error)
+            _log.warning("math-verify cannot compare %r with %r: %s", given, gold, error)
             return None
+
+    def _deadline(self) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            return self.seconds
+        for module in ("parser", "grader"):  # elsewhere there are no alarms, of which they would warn
+            logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
+        return None
 
 
 class Arithmetic:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from imgrl.objectives.text.votes import Ties, vote_rewards
-from imgrl.rewards.verifiers import Exact, Regex
+from imgrl.rewards.verifiers import Exact, Math, Regex
 
 __all__ = ["Vote"]
 
@@ -21,6 +22,7 @@ class Vote:
         marker: the word before the answer.
         ties: ``first`` lets the answer that came first win, ``none`` nobody.
         leave_one_out: judge each completion by the others.
+        equal: whether answers agree as texts, or as math-verify reads them, where 1/2 and 0.5 are one vote.
     """
 
     groupwise = True
@@ -32,9 +34,13 @@ class Vote:
         marker: str = "answer",
         ties: Ties = "none",
         leave_one_out: bool = False,
+        equal: Literal["text", "math"] = "text",
     ) -> None:
         if ties not in ("first", "none"):
             raise ValueError(f"Unknown rule for ties {ties!r}; choose 'first' or 'none'.")
+        if equal not in ("text", "math"):
+            raise ValueError(f"Unknown equality of answers {equal!r}; choose 'text' or 'math'.")
+        self.math = Math() if equal == "math" else None
         self.reader = Exact(marker=marker) if pattern is None else Regex(pattern=pattern)
         self.ties: Ties = ties
         self.leave_one_out = leave_one_out
@@ -44,4 +50,6 @@ class Vote:
         if (count := len(set(prompts))) > 1:
             raise ValueError(f"A vote is among completions of one prompt, got {count} prompts in one call.")
         answers = [self.reader.find(text) for text in completions]
+        if self.math is not None:
+            answers = self.math.alike(answers)
         return vote_rewards(answers, ties=self.ties, leave_one_out=self.leave_one_out)

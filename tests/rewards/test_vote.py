@@ -26,6 +26,25 @@ def test_an_own_pattern():
     assert rewards(["#### 7", "#### 7", "answer 8"], ["p"] * 3, pattern=r"#### (\d+)") == [1, 1, 0]
 
 
+def test_votes_may_be_counted_by_what_the_answers_are_worth():
+    pytest.importorskip("math_verify")
+    texts = [
+        r"answer: \frac12",
+        "answer: 2",
+        "answer: 0.5",
+        "answer: 2",
+        "answer: 1/2",
+        r"answer: $\frac{1}{2}$",
+    ]
+    assert rewards(texts, ["p"] * 6, equal="math") == [1, 0, 1, 0, 1, 1]
+    assert rewards(texts, ["p"] * 6) == [0, 1, 0, 1, 0, 0]
+    assert rewards(texts[:4], ["p"] * 4, equal="math") == [None] * 4  # a tie
+    odd = ["answer: {[", "answer: {[", "answer: x+1", "answer: 1+x", "answer: x + 1", "nothing"]
+    assert rewards(odd, ["p"] * 6, equal="math") == [0, 0, 1, 1, 1, 0]
+    with pytest.raises(Exception, match="choose 'text' or 'math'"):
+        rewards(texts, ["p"] * 6, equal="value")
+
+
 def test_a_completion_alone_cannot_vote():
     from imgrl.rewards.calling import Failure, Patience
 
