@@ -180,6 +180,9 @@ class TextEvaluation:
     """0 is greedy, with one completion."""
     verifier: Text | RewardSpec = "arithmetic"
     """The reward that judges completions, by name or as ``{use, args}``; right is 1."""
+    kl: bool = False
+    """Measure the KL to the model before training also where the run does not keep that model by itself (full
+    fine-tuning with no frozen anchor), at the cost of a copy of its weights; elsewhere it is measured anyway."""
     seed: NonNegative = 1234
     batch: Positive = 256
     """Completions generated at once."""

@@ -76,6 +76,10 @@ def evaluate(
     from imgrl.training.text.models import load_model
 
     recipe = resolve_text(None, arguments or ())
+    if recipe.evaluation.kl:
+        raise ConfigError(
+            "evaluation.kl compares with the model before training, which imgrl lm eval has not; leave it out"
+        )
     network, tokenizer = load_model(replace(recipe.model, path=model))
     heldout = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)
     scores = heldout(network.to("cuda" if torch.cuda.is_available() else "cpu"))  # as training has it

@@ -173,14 +173,15 @@ class TextSession:
         return summary
 
     def _base(self, trainer: Any) -> WeightCopy | None:
-        """The model before training, if keeping it costs no second copy of all weights."""
+        """The model before training, if it is asked for or keeping it costs no second copy of all weights."""
         if self.recipe.model.train == "lora":
             return trainer.anchors.get("initial") or WeightCopy(trainer.model)
         moves = (
             self.recipe.anchor != Frozen()
             or getattr(self.recipe.objective, "reincarnate_at", None) is not None
         )
-        return None if moves else trainer.anchors.get("base")
+        kept = None if moves else trainer.anchors.get("base")
+        return WeightCopy(trainer.model) if kept is None and self.recipe.evaluation.kl else kept
 
     # ------------------------------------------------------------- building
 

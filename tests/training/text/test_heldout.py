@@ -143,6 +143,7 @@ def test_imgrl_lm_eval_refuses_what_it_cannot_do_in_one_sentence(lm, judges):
     for given, sentence in (
         (["evaluation.temperature=0"], "evaluation.samples=1"),
         (["evaluation.verifier=exactt"], "did you mean 'exact'"),
+        (["evaluation.kl=true"], "which imgrl lm eval has not"),
         (["evaluation.verifier={use: exactt}"], "did you mean 'exact'"),
         (["evaluation.verifier={use: regex}"], "pattern"),
         (["evaluation.verifier={use: regex, args: {pattern: 'a'}}"], "exactly one group"),

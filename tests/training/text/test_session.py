@@ -187,16 +187,23 @@ def test_lora_trains_and_its_base_is_the_model_without_it(lm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "lora", "measured"),
-    [("grpo", "gaussian", True), ("sft", "pissa", True), ("asft", None, True), ("sft", None, False)],
+    ("name", "lora", "measured", "given"),
+    [
+        ("grpo", "gaussian", True, []),
+        ("sft", "pissa", True, []),
+        ("asft", None, True, []),
+        ("sft", None, False, []),
+        ("sft", None, True, ["evaluation.kl=true"]),
+        ("asft", None, True, ["evaluation.kl=true", "anchor={name: ema, schedule: 0.5}"]),
+    ],
 )
 def test_drift_in_weights_is_logged_always_and_the_kl_where_a_base_is_at_hand(
-    name, lora, measured, lm, tmp_path, letters
+    name, lora, measured, given, lm, tmp_path, letters
 ):
     folder = tmp_path / "run"
     more = {"evaluation.every": 1, "optimizer.lr": 1e-2}
     adapter = ["model.train=lora", "model.lora.rank=2", f"model.lora.init={lora}"] if lora else []
-    run(*arguments(name, lm, folder, letters, **more), *adapter)
+    run(*arguments(name, lm, folder, letters, **more), *adapter, *given)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     moved = [row["weights/relative_update"] for row in rows if "weights/relative_update" in row]
     assert len(moved) == 2 and 0 < moved[0] < moved[1]
