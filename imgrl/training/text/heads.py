@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from imgrl.objectives.text.chunked import Reader, head_in_use, pick
 from imgrl.objectives.text.tokens import Want, head_statistics, token_statistics
 
-__all__ = ["Outputs", "Rows", "plain_head", "read_outputs"]
+__all__ = ["Outputs", "Rows", "plain_head", "read_outputs", "rows_of"]
 
 _LINEAR: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Whether a model returns what its output layer gives; found out once."""
@@ -51,6 +51,19 @@ class Rows:
             tokens=self.tokens[rows],
             mask=self.mask[rows],
         )
+
+
+def rows_of(output: Mapping[str, Any]) -> Rows:
+    """Prompts and completions of TRL's rollout as one sequence each; the completion is scored."""
+    mask = output["completion_mask"]
+    if "tool_mask" in output:
+        mask = mask * output["tool_mask"]
+    return Rows(
+        input_ids=torch.cat([output["prompt_ids"], output["completion_ids"]], 1),
+        attention_mask=torch.cat([output["prompt_mask"], output["completion_mask"]], 1),
+        tokens=output["completion_ids"],
+        mask=mask.bool(),
+    )
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from imgrl.objectives.text.remix import draw_ages
 from imgrl.objectives.text.tokens import Want
 from imgrl.training.text.anchored import AnchorFiles, no_loss
 from imgrl.training.text.copies import WeightCopy
-from imgrl.training.text.heads import Rows
+from imgrl.training.text.heads import Rows, rows_of
 from imgrl.training.text.models import require_same_outputs
 from imgrl.training.text.replay import Group, History, pad_alike
-from imgrl.training.text.rewarding import total_of
+from imgrl.training.text.rewarding import TextReward, total_of
 from imgrl.training.text.scoring import distilled_fields, live_fields, statistics
 from imgrl.training.text.votes import trained, without_mere_votes
 
@@ -78,6 +78,9 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             [getattr(own, "failed", nowhere) for own in self.reward_funcs], device=scores.device
         )
         everywhere: Any = self.accelerator.gather(failed.T.contiguous())
+        for own, flags in zip(self.reward_funcs, everywhere.T, strict=True):
+            if isinstance(own, TextReward):
+                own.require_few(flags)
         total = total_of(scores, everywhere, self.reward_weights.to(scores.device), size=self.sampled)
         compared = trained(len(total), sampled=self.sampled, kept=self.group_size).to(total.device)
         total = total.masked_fill(~compared, math.nan)  # those that only voted are not
@@ -95,9 +98,9 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             keep = trained(len(fresh), sampled=self.sampled, kept=size)
             output = without_mere_votes(output, keep)
             self._totals = self._totals[keep.to(self._totals.device)]
-            tokens: Any = self.accelerator.gather(_rows(output).mask.sum())
+            tokens: Any = self.accelerator.gather(rows_of(output).mask.sum())
             output["num_items_in_batch"] = tokens.sum()
-        rows = _rows(output)
+        rows = rows_of(output)
         chooses = isinstance(self.objective, SPINE)
         seen = self._statistics(self.model, rows, ["log_prob", "entropy"] if chooses else ["log_prob"])
         output["old"] = seen["log_prob"]
@@ -114,7 +117,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         count = len(output["advantages"])  # TRL shuffles rows, so each must know its group
         output["group"] = torch.arange(count, device=output["advantages"].device) // size
         if "current" in self.objective.needs:
-            output["current"] = self._statistics(self.model, _rows(output), ["log_prob"])["log_prob"]
+            output["current"] = self._statistics(self.model, rows_of(output), ["log_prob"])["log_prob"]
         return output
 
     def _get_per_token_logps_and_entropies(self, *_: Any, **__: Any) -> tuple[None, None, None]:
@@ -139,7 +142,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         starts, fresh = self._step % per == 0, self._step % (per * self.num_iterations) == 0
         if isinstance(self.objective, SPINE) and starts and not fresh:
             buffered: Any = self._buffered_inputs
-            parts = [_rows(part) for part in buffered]
+            parts = [rows_of(part) for part in buffered]
             counts = [self._chosen(p, self._statistics(self.model, p, ["entropy"])["entropy"]) for p in parts]
             ratio = self._per_token(sum(counts), inputs["num_items_in_batch"])
             for part in buffered:
@@ -221,7 +224,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The objective's loss on one micro-batch."""
-        rows = _rows(inputs)
+        rows = rows_of(inputs)
         kept = rows.mask.any(-1)
         if not bool(kept.any()):  # every completion of the micro-batch was masked as cut off
             return no_loss(model, rows.input_ids)
@@ -284,16 +287,3 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         self.reincarnated = bool(facts["reincarnated"])
         if self.history is not None:
             self.history.load_state_dict(tensors)
-
-
-def _rows(output: Mapping[str, Any]) -> Rows:
-    """Prompts and completions as one sequence each; the completion is scored."""
-    mask = output["completion_mask"]
-    if "tool_mask" in output:
-        mask = mask * output["tool_mask"]
-    return Rows(
-        input_ids=torch.cat([output["prompt_ids"], output["completion_ids"]], 1),
-        attention_mask=torch.cat([output["prompt_mask"], output["completion_mask"]], 1),
-        tokens=output["completion_ids"],
-        mask=mask.bool(),
-    )

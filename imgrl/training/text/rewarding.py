@@ -38,7 +38,7 @@ class TextReward:
 
     Args:
         reward: what is called.
-        budget: share of the completions of a step that it may fail on before the run stops.
+        budget: share of the completions of a step, those of all processes, that it may fail on before the run stops.
         columns: of the data.
         group_size: completions a prompt, which are neighbours.
     """
@@ -48,12 +48,14 @@ class TextReward:
         self.columns = reward.passed_columns(columns)
         self.failed: list[bool] = []
         """By completion of the last step: whether there is no score because the reward failed."""
+        self.failure: Failure | None = None
+        """How it did, the first time in that step."""
         self.__name__ = reward.name  # TRL logs it under this name
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
-        """Score completions; None where the reward does not apply, and where it kept failing, up to the budget."""
+        """Score completions; None where the reward does not apply, and where it kept failing; see ``require_few``."""
         rows = [
             Prompt(id=i, text=text, columns={key: columns[key][i] for key in self.columns})
             for i, text in enumerate(prompts)
@@ -66,17 +68,26 @@ class TextReward:
             scores = [math.nan] * (len(rows) // len(answers)) if failed else answer.tolist()
             found += [None if math.isnan(score) else score for score in scores]
             self.failed += [failed] * len(scores)
-        self._check(next((answer for answer in answers if isinstance(answer, Failure)), None))
+        self.failure = next((answer for answer in answers if isinstance(answer, Failure)), None)
         if "log_metric" in columns:
             columns["log_metric"](f"rewards/{self.reward.name}/none", found.count(None) / len(found))
         return found
 
-    def _check(self, failure: Failure | None) -> None:
-        count, missed = len(self.failed), sum(self.failed)
+    def require_few(self, failed: Tensor) -> None:
+        """Stop a run in which it fails too often.
+
+        Args:
+            failed: bool [n], of the completions of a step on all processes.
+
+        Raises:
+            RewardError: above the budget, on every process alike; with the reason where it failed.
+        """
+        count, missed = len(failed), int(failed.sum())
         if missed > self.budget * count:
+            why = self.failure or "another process says why"
             raise RewardError(
                 f"Reward {self.reward.name!r} failed on {'all' if missed == count else f'{missed} of'} {count} "
-                f"completions of a step, more than the failure_budget of {self.budget:.0%}; {failure}."
+                f"completions of a step, more than the failure_budget of {self.budget:.0%}; {why}."
             )
 
 

@@ -7,6 +7,7 @@ from small_lm import built
 trl = pytest.importorskip("trl")
 
 from imgrl.anchor import Constant, Frozen, Piecewise  # noqa: E402
+from imgrl.errors import RewardError  # noqa: E402
 from imgrl.objectives.text import ADPO, GRPO, SPINE, TTRL, ReMix  # noqa: E402
 from imgrl.rewards.base import Reward  # noqa: E402
 from imgrl.rewards.calling import Patience  # noqa: E402
@@ -191,6 +192,33 @@ def test_a_completion_on_which_one_of_two_rewards_failed_is_masked(lm, tmp_path)
     output = rollout(trainer)
     assert output["advantages"][:4].all() and not output["advantages"][4:].any()
     assert output["reward"].isnan().tolist() == [False] * 4 + [True] * 4
+
+
+def test_the_failure_budget_counts_what_all_processes_gather(lm, tmp_path, monkeypatch):
+    """Half of this process's completions fail, above 0.3; with those of another one, where all is well, a quarter."""
+
+    def sour(completions, prompts):
+        if prompts[0] == "add 12+34:":
+            raise OSError("sour")
+        return [1.0] * len(completions)
+
+    sour.groupwise = True
+    own = Reward("sour", sour, patience=Patience(retries=0))
+    reward = TextReward(own, budget=0.3, columns=(), group_size=4)
+    trainer = trainer_of(GRPO(), lm, tmp_path, rewards=[reward])
+    with pytest.raises(RewardError, match="failed on 4 of 8 completions of a step"):
+        rollout(trainer)
+    scores = torch.tensor([[float("nan")]] * 4 + [[1.0]] * 4)
+    monkeypatch.setattr(
+        trl.GRPOTrainer, "_calculate_rewards", lambda *_: torch.cat([scores, torch.ones(8, 1)])
+    )
+    monkeypatch.setattr(
+        trainer.accelerator, "gather", lambda flags: torch.cat([flags, torch.zeros_like(flags)])
+    )
+    prompts = [row["prompt"] for row in trainer.train_dataset for _ in range(4)]
+    reward(prompts, ["x"] * 8)
+    trainer._calculate_rewards([], prompts, [], [])
+    assert trainer._totals.isnan().tolist() == [True] * 4 + [False] * 4
 
 
 @pytest.mark.parametrize("objective", [GRPO(), TTRL(kl_weight=0.0), ADPO()], ids=lambda o: o.name)

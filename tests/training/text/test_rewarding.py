@@ -40,11 +40,24 @@ def test_a_groupwise_reward_fails_by_group_and_the_budget_counts_completions():
     prompts, texts = ["a", "a", "lemon", "lemon"], ["x", "xx", "xxx", "xxxx"]
     reward = text_reward(Sour(), size=2, budget=0.5)
     assert reward(prompts, texts) == [1, 2, None, None] and reward.failed == [False, False, True, True]
-    assert reward(["a"] * 4, texts) == [1, 2, 3, 4] and not any(reward.failed)
-    with pytest.raises(RewardError, match="failed on 2 of 4 completions .*failure_budget of 25%.*sour"):
-        text_reward(Sour(), size=2)(prompts, texts)
-    with pytest.raises(RewardError, match="failed on all 2 completions"):
-        text_reward(Sour(), size=2)(prompts[2:], texts[2:])
+    reward.require_few(torch.tensor(reward.failed))
+    with pytest.raises(RewardError, match="failed on all 2 completions .*failure_budget of 50%.*sour"):
+        reward.require_few(torch.tensor(reward.failed[2:]))
+    assert reward(["a"] * 4, texts) == [1, 2, 3, 4] and not any(reward.failed) and reward.failure is None
+
+
+def test_the_budget_is_of_the_completions_of_all_processes():
+    """Two of four here are two of eight on both processes: just within a quarter."""
+    reward = text_reward(Sour(), size=2)
+    reward(["a", "a", "lemon", "lemon"], ["x"] * 4)
+    here, good = torch.tensor(reward.failed), torch.zeros(4, dtype=torch.bool)
+    reward.require_few(torch.cat([good, here]))
+    bad = torch.tensor([True, False, False, False])
+    with pytest.raises(RewardError, match="failed on 3 of 8 completions .*failure_budget of 25%.*sour"):
+        reward.require_few(torch.cat([bad, here]))
+    other = text_reward(Sour(), size=2)  # the other process, where one more failed
+    with pytest.raises(RewardError, match="failed on 3 of 8 .*another process says why"):
+        other.require_few(torch.cat([bad, here]))
 
 
 # Two rewards with weights 1 and 2 and one that is watched; groups of two.
