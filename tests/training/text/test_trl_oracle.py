@@ -1,6 +1,7 @@
 """Our losses through TRL's trainers against TRL's own, on the same batches."""
 
 import inspect
+from typing import get_args
 
 import pytest
 import torch
@@ -171,3 +172,16 @@ def test_what_we_override_in_trl_still_exists_with_the_arguments_we_know():
         assert list(inspect.signature(getattr(kind, name)).parameters) == arguments, f"{kind.__name__}.{name}"
     for kind in OURS.values():
         assert kind.__mro__[1] is AnchorFiles  # ours before TRL's, or anchors would not be saved
+
+
+def test_what_we_read_and_replace_inside_trls_rollouts_is_still_there(lm, tmp_path):
+    """The counters that SPINE's second pass reads, and the scores of TRL's own that nothing here needs: a triple."""
+    args = trl.GRPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], bf16=False, num_generations=2)
+    reward = {"reward_funcs": [lambda completions, **_: [0.0] * len(completions)]}
+    theirs = built(trl.GRPOTrainer, args, lm, [{"prompt": row["prompt"]} for row in ROWS], **reward)
+    assert (theirs._step, theirs._buffered_inputs) == (0, None)
+    scores = inspect.signature(trl.GRPOTrainer._get_per_token_logps_and_entropies)
+    known = ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
+    assert list(scores.parameters)[:5] == known and len(get_args(scores.return_annotation)) == 3
+    body = inspect.getsource(trl.GRPOTrainer._prepare_inputs)
+    assert "self._step" in body and "self._buffered_inputs" in body
