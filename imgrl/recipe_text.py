@@ -206,7 +206,8 @@ class TextRecipe:
     generation: Generation = Generation()
     batch: TextBatchSizes = TextBatchSizes()
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide advantages by the deviation of the group or of the batch, or not at all."""
+    """Divide advantages by the deviation of the group or of the batch, or not at all. A group's is that of a sample, as
+    TRL has it; with trrd, ttrl and spine the population's, as their papers have it."""
     objective: AnyTextObjective = GRPO()
     anchor: Frozen | Ema | Snapshot = Frozen()
     """How the model that an objective stays close to moves: not at all, as a moving average of the trained weights, or

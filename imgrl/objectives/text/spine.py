@@ -31,6 +31,8 @@ class TTRL:
     paper: ClassVar[str] = "arXiv 2504.16084"
     kind: ClassVar[Literal["online"]] = "online"
     anchored: ClassVar[tuple[str, str, str]] = ("frozen, before adaptation", "reverse KL, exact", "added")
+    population: ClassVar[bool] = True
+    """Advantages are divided by the deviation of the group itself, as the paper has it; TRL takes a sample's."""
 
     clip: float = 0.2
     """Distance from 1 beyond which a ratio earns no gradient."""

@@ -60,6 +60,8 @@ class TRRD(Clipped):
         "log-ratio",
         "denominator of the clipped ratio",
     )
+    population: ClassVar[bool] = True
+    """Advantages are divided by the deviation of the group itself, as the paper has it; TRL takes a sample's."""
 
     alpha: float = 0.5
     """1 is GRPO, 0 compares with the teacher alone."""

@@ -19,7 +19,7 @@ from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows, rows_of
 from imgrl.training.text.models import require_same_outputs
 from imgrl.training.text.replay import Group, History, pad_alike
-from imgrl.training.text.rewarding import TextReward, total_of
+from imgrl.training.text.rewarding import TextReward, population_advantages, total_of
 from imgrl.training.text.scoring import distilled_fields, live_fields, statistics
 from imgrl.training.text.votes import trained, without_mere_votes
 
@@ -90,6 +90,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's rollout, then what the objective wants to know of it before the first update."""
         self._begin_block()
+        settings: Any = self.args
         size = self.group_size
         ages = self._ages(len(inputs) // self.sampled)
         fresh = [row for i, row in enumerate(inputs) if ages[i // self.sampled] == 0]
@@ -100,6 +101,8 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
             self._totals = self._totals[keep.to(self._totals.device)]
             tokens: Any = self.accelerator.gather(rows_of(output).mask.sum())
             output["num_items_in_batch"] = tokens.sum()
+        if getattr(self.objective, "population", False) and settings.scale_rewards == "group":
+            output["advantages"] = population_advantages(self._totals, size=size).to(output["advantages"])
         rows = rows_of(output)
         chooses = isinstance(self.objective, SPINE)
         seen = self._statistics(self.model, rows, ["log_prob", "entropy"] if chooses else ["log_prob"])

@@ -14,9 +14,10 @@ from imgrl.rewards import RewardSpec
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Failure, Patience
 from imgrl.rewards.resolve import make
+from imgrl.training.groups import group_advantages
 from imgrl.types import Prompt
 
-__all__ = ["TextReward", "build_rewards", "judge", "reward_of", "total_of"]
+__all__ = ["TextReward", "build_rewards", "judge", "population_advantages", "reward_of", "total_of"]
 
 
 def judge(
@@ -110,6 +111,18 @@ def total_of(scores: Tensor, failed: Tensor, weights: Tensor, *, size: int) -> T
     left_out = (failed & counts).any(-1) | (applies & ~said).any(-1) | ~said.any(-1)
     total = torch.where(said, scores * weights, 0.0).sum(-1)
     return total.masked_fill(left_out, math.nan)
+
+
+def population_advantages(total: Tensor, *, size: int) -> Tensor:
+    """How far each of ``total`` [n] is above the mean of its ``size`` neighbours, in their population deviation + 1e-6.
+
+    NaN stays out of both and gets 0, as does a completion that is left alone.
+    """
+    scored = ~total.isnan()
+    if not bool(scored.any()):
+        return torch.zeros_like(total)
+    group = torch.arange(len(total), device=total.device) // size
+    return group_advantages(total, group, std="group", eps_added=True, clip=None, mask=scored).advantage
 
 
 def reward_of(name: str, spec: RewardSpec) -> Reward:

@@ -8,7 +8,7 @@ trl = pytest.importorskip("trl")
 
 from imgrl.anchor import Constant, Frozen, Piecewise  # noqa: E402
 from imgrl.errors import RewardError  # noqa: E402
-from imgrl.objectives.text import ADPO, GRPO, SPINE, TTRL, ReMix  # noqa: E402
+from imgrl.objectives.text import ADPO, GRPO, SPINE, TRRD, TTRL, ReMix  # noqa: E402
 from imgrl.rewards.base import Reward  # noqa: E402
 from imgrl.rewards.calling import Patience  # noqa: E402
 from imgrl.training.text.online import OnlineTrainer  # noqa: E402
@@ -154,6 +154,32 @@ def test_adpo_learns_from_raw_rewards_and_leaves_out_what_was_not_scored(lm, tmp
     slopes = torch.autograd.grad(by_hand, list(trainer.model.parameters()))
     for mine, theirs in zip(gradients.values(), slopes, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "scale", "correction", "eps"),
+    [
+        (TRRD(alpha=1.0), "group", 0, 1e-6),
+        (TTRL(kl_weight=0.0), "group", 0, 1e-6),
+        (SPINE(kl_weight=0.0), "group", 0, 1e-6),
+        (GRPO(), "group", 1, 1e-4),
+        (TTRL(kl_weight=0.0), "none", None, None),
+    ],
+    ids=["trrd", "ttrl", "spine", "grpo", "unscaled"],
+)
+def test_advantages_are_divided_by_the_deviation_that_the_objective_asks_for(
+    objective, scale, correction, eps, lm, tmp_path
+):
+    """By hand; one completion has no reward, and so no part in its group's mean."""
+    scores = [1.0, 0.0, 0.5, None, 2.0, 0.0, 0.0, 1.0]
+    trainer = trainer_of(objective, lm, tmp_path, rewards=[given(*scores)], scale_rewards=scale)
+    expected = []
+    for own in ([1.0, 0.0, 0.5], [2.0, 0.0, 0.0, 1.0]):
+        own = torch.tensor(own)
+        divisor = 1.0 if correction is None else own.std(correction=correction) + eps
+        expected += ((own - own.mean()) / divisor).tolist()
+    expected.insert(3, 0.0)
+    torch.testing.assert_close(rollout(trainer)["advantages"], torch.tensor(expected), rtol=1e-6, atol=1e-6)
 
 
 def test_of_two_rewards_none_is_never_zero(lm, tmp_path):

@@ -9,7 +9,7 @@ from imgrl.errors import RewardError
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Patience
 from imgrl.rewards.resolve import make
-from imgrl.training.text.rewarding import TextReward, total_of
+from imgrl.training.text.rewarding import TextReward, population_advantages, total_of
 
 NAN = math.nan
 
@@ -80,6 +80,14 @@ def test_totals_by_hand(name):
     scores = torch.tensor([*scores, [3.0, 30.0, 0.0], [4.0, 40.0, 0.0]])  # beside a group without trouble
     total = total_of(scores, failed, torch.tensor([1.0, 2.0, 0.0]), size=2)
     torch.testing.assert_close(total, torch.tensor([*expected, 63.0, 84.0]), equal_nan=True)
+
+
+def test_advantages_by_the_population_deviation_by_hand():
+    """1, 3 and NaN: mean 2, deviation 1. Alone, alike or unjudged: nothing to learn."""
+    total = torch.tensor([1.0, 3.0, NAN, 5.0, NAN, NAN, 0.1, 0.1, 0.1, NAN, NAN, NAN])
+    expected = torch.tensor([-1.0, 1.0] + [0.0] * 10)
+    torch.testing.assert_close(population_advantages(total, size=3).float(), expected, atol=2e-6, rtol=0)
+    assert not population_advantages(torch.full((4,), NAN), size=2).any()
 
 
 def test_totals_are_those_of_image_rewards_where_a_reward_applies_to_all_or_none_of_a_prompt():
