@@ -2,5 +2,6 @@
 
 ``copies`` are the anchors, ``checkpoints`` the folders they are saved in, ``heads`` and ``scoring`` fill a batch,
 ``supervised``, ``preference`` and ``online`` are the trainers (the only modules that import TRL at the top; nothing
-imports them but ``session``, inside a function), ``pissa`` is what peft leaves open of that start, ``heldout`` measures.
+imports them but ``session``, inside a function), ``pissa`` is what peft leaves open of that start, ``heldout``
+measures.
 """

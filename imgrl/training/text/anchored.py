@@ -31,8 +31,8 @@ class AnchorFiles:
     """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint.
 
     The anchor ``base`` begins as the model before training, kept where the objective asks for it, and moves by
-    ``rule``; ``initial`` are PiSSA's factors as they started. The newest ``keep`` checkpoints
-    stay; TRL's own limit must be off, since it counts those that are not whole yet.
+    ``rule``; ``initial`` are PiSSA's factors as they started. The newest ``keep`` checkpoints stay; TRL's own limit
+    must be off, since it counts those that are not whole yet.
     """
 
     def __init__(
