@@ -132,12 +132,12 @@ def advantages_of(rollout: Rollout, *, recipe: Recipe, world: World) -> tuple[Ad
     def whole(values: Tensor) -> Tensor:
         return world.gather(values.to(world.device)).cpu()
 
-    weights = _weights(recipe)
+    weights = {name: weight for name, weight in _weights(recipe).items() if weight}
     if not mask.any():
         return _nothing_scored(rollout, group, world), _rows_here(group, world)
     total = whole(scores.total)
     _check_scores(recipe, total, mask)
-    named = {name: whole(values) for name, values in scores.values.items() if weights[name]}
+    named = {name: whole(values) for name, values in scores.values.items() if name in weights}
     try:
         advantages = group_advantages(
             named if settings.combine == "gdpo" or len(named) > 1 else total,

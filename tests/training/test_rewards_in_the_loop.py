@@ -1,11 +1,12 @@
 """What a misbehaving reward does to a run: it stops with a sentence, or its images are masked, as said."""
 
+import dataclasses
 import itertools
 import time
 
 import pytest
 import torch
-from small_runs import PROMPTS, Data, RewardSpec, Rollout, brightness, last_tensors, rows_of
+from small_runs import PROMPTS, Data, RewardSpec, Rollout, assert_same_bits, brightness, last_tensors, rows_of
 
 from imgrl.errors import BudgetError, RewardError
 from imgrl.training.image_loop import Trainer
@@ -138,6 +139,22 @@ def test_a_lambda_trains(recipe):
     made = recipe(rewards={"bright": lambda images, prompts: images.mean((1, 2, 3))})
     summary = Trainer(made).train()
     assert summary.rounds == 2 and 0 < summary.after["heldout/bright@2"] < 1
+
+
+@pytest.mark.parametrize("combine", ["sum", "gdpo"])
+def test_a_reward_that_only_measures_takes_no_part_beside_several_that_train(recipe, combine):
+    rewards = {
+        "bright": RewardSpec(use=brightness, weight=0.5),
+        "dark": RewardSpec(use=lambda images, prompts: 1 - images.mean((1, 2, 3)), weight=0.25),
+        "watched": RewardSpec(use=lambda images, prompts: images.amax((1, 2, 3)), weight=0),
+    }
+    made = recipe(rewards=rewards, advantage_combine=combine)
+    plain = recipe(rewards={k: rewards[k] for k in ("bright", "dark")}, advantage_combine=combine)
+    plain = dataclasses.replace(plain, run=dataclasses.replace(plain.run, dir=f"{plain.run.dir}-plain"))
+    Trainer(made).train()
+    Trainer(plain).train()
+    assert_same_bits(last_tensors(made.run.dir), last_tensors(plain.run.dir))
+    assert all("reward/watched" in row for row in rows_of(made.run.dir) if "reward" in row)
 
 
 def test_rewards_that_apply_to_nothing_stop_the_run(recipe):
