@@ -181,13 +181,17 @@ class Adversarial(Rival):
         ours = self._overall(real.overall, captions)
         overall = self._side(ours, self._overall(fake.overall, prompts))
         patches = self._side(self.head(real.patches), self.head(fake.patches))
-        wrong = [*captions[1:], *captions[:1]]
-        apart = [row for row, caption in enumerate(captions) if caption != wrong[row]]
-        if self.conditional and self.mismatch and apart:
-            shown = rows_of(real, torch.tensor(apart)).overall
-            mistaken = self._overall(shown, [wrong[row] for row in apart])
+        if self.conditional and (mistaken := self._mistaken(real, captions)) is not None:
             overall = (1 - self.mismatch) * overall + self.mismatch * self._side(ours, mistaken)
         return self.loss_weights[0] * overall + self.loss_weights[1] * patches
+
+    def _mistaken(self, real: Features, captions: Sequence[str]) -> Tensor | None:
+        """Logits of references beside the next one's caption, where that is another; None if there are none."""
+        wrong = [*captions[1:], *captions[:1]]
+        apart = [row for row, caption in enumerate(captions) if caption != wrong[row]]
+        if not apart or not self.mismatch:
+            return None
+        return self._overall(rows_of(real, torch.tensor(apart)).overall, [wrong[row] for row in apart])
 
     def _side(self, real: Tensor, fake: Tensor) -> Tensor:
         if self.loss == "pairwise":
