@@ -13,24 +13,37 @@ from imgrl.types import Conditioning
 if TYPE_CHECKING:
     from imgrl.policies import Policy
 
-__all__ = ["velocity_norm_ratio"]
+__all__ = ["velocity_norm_ratios"]
 
 
 @torch.no_grad()
-def velocity_norm_ratio(
-    policy: Policy, latents: Tensor, cond: Conditioning, sigmas: Tensor, seed: int, *, batch: int = 64
-) -> float:
-    """Mean of ``||v_current|| / ||v_frozen||`` over fixed noised points; 1 before training.
+def velocity_norm_ratios(
+    policy: Policy,
+    latents: Tensor,
+    cond: Conditioning,
+    sigmas: Tensor,
+    seed: int,
+    *,
+    weights: str = "current",
+    points: Tensor | None = None,
+    total: int | None = None,
+    batch: int = 64,
+) -> Tensor:
+    """``||v|| / ||v_frozen||`` [n], float64, of fixed noised points; 1 before training.
 
     A ratio that leaves 1 by far says that the policy left the region where its velocities make sense (burnt,
     over-saturated images) before a score shows it.
 
     Args:
-        policy: a policy with the weights "current" and "frozen".
+        policy: a policy with the weights "frozen" and those asked about.
         latents: clean latents [n, C, h, w].
         cond: text embeddings of their n prompts.
         sigmas: noise levels, any number; point i takes the i-th in turn, levels 0 are left out.
         seed: of the noise.
+        weights: the trained ones.
+        points: number int64 [n] of each latent among all points, which fixes its noise and level, so that several
+            processes may share them; None is all of them in turn.
+        total: how many points there are; None is n.
         batch: points a forward pass.
 
     Raises:
@@ -43,15 +56,17 @@ def velocity_norm_ratio(
             f"Drift needs latents and a level above 0, got {len(latents)} latents, {len(levels)} levels."
         )
     clean = latents.to(policy.device, torch.float32)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean.device)
-    level = levels[torch.arange(len(clean)) % len(levels)].to(clean.device)
+    chosen = torch.arange(len(clean)) if points is None else points.cpu()
+    shape = (len(clean) if total is None else total, *clean.shape[1:])
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))[chosen].to(clean.device)
+    level = levels[chosen % len(levels)].to(clean.device)
     noisy = flow.add_noise(clean, noise, level)
     ratios = []
     for rows in torch.arange(len(clean), device=clean.device).split(batch):
         part = Conditioning(tensors={name: tensor[rows] for name, tensor in cond.tensors.items()})
         current, frozen = (
             policy.velocity(noisy[rows], level[rows], part, weights=name).flatten(1).norm(dim=1)
-            for name in ("current", "frozen")
+            for name in (weights, "frozen")
         )
         ratios.append(current / frozen)
-    return float(torch.cat(ratios).cpu().double().mean())
+    return torch.cat(ratios).cpu().double()

@@ -94,11 +94,7 @@ def write_checkpoint(
         if final.exists() and _same_tensors(final, digests):  # saved, then resumed without a further round
             shutil.rmtree(partial)
             return final
-        if final.exists():  # moved aside whole, never half deleted under a good name
-            aside = final.with_name(f".{final.name}.aside.partial")
-            shutil.rmtree(aside, ignore_errors=True)
-            final.rename(aside)
-        partial.rename(final)
+        _put(partial, final)
         _flush(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -107,6 +103,20 @@ def write_checkpoint(
             f"space or allow writing there, then continue with `imgrl train --resume {run}`."
         ) from error
     return final
+
+
+def _put(partial: Path, final: Path) -> None:
+    """Give a whole checkpoint its name; one that has it is moved aside whole, and back if that fails."""
+    aside = final.with_name(f".{final.name}.aside.partial")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    try:
+        partial.rename(final)
+    except OSError:
+        if aside.exists():
+            aside.rename(final)
+        raise
 
 
 def prune(run: Path, keep: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imgrl.analysis.watch import DriftWatch
 from imgrl.evaluation.diversity import group_distances
-from imgrl.evaluation.drift import velocity_norm_ratio
+from imgrl.evaluation.drift import velocity_norm_ratios
 from imgrl.evaluation.grid import save_grid
 from imgrl.evaluation.protocol import Protocol, generate
 from imgrl.evaluation.shapes import judgeable, score_images, summarise
@@ -120,9 +120,7 @@ class HeldOut:
             results["diversity"] = self._diversity(images, rows // per)
         if first:
             if "frozen" in parts.policy.weights.names:
-                results["velocity_norm"] = self._velocity_norm(
-                    images[:_DRIFT_IMAGES], prompts[:_DRIFT_IMAGES]
-                )
+                results["velocity_norm"] = self._velocity_norm(images, prompts, rows)
             if world.main and settings.grid:
                 self._grid(round, images, prompts)
         return results
@@ -153,13 +151,29 @@ class HeldOut:
         total, count = self.parts.world.add_numbers([sum(distances), float(len(distances))])
         return total / count
 
-    def _velocity_norm(self, images: Tensor, prompts: list[Prompt]) -> float:
-        """Length of the trained velocity over the frozen one; far above or below 1 is drift."""
-        policy = self.parts.policy
-        latents = policy.to_latents(images, batch=self._batch)
-        cond = policy.encode([prompt.text for prompt in prompts])
-        sigmas, seed = policy.sigmas(8), self.settings.seed
-        return velocity_norm_ratio(policy, latents, cond, sigmas, seed=seed, batch=self._batch)
+    def _velocity_norm(self, images: Tensor, prompts: list[Prompt], rows: Tensor) -> float:
+        """Length of the measured weights' velocity over the frozen one; far above or below 1 is drift.
+
+        Of the first images of the whole set, whichever process has them; ``rows`` are their numbers in it.
+        """
+        policy, settings = self.parts.policy, self.settings
+        count = min(_DRIFT_IMAGES, len(self.parts.heldout) * settings.images_per_prompt)
+        here = [place for place, row in enumerate(rows.tolist()) if row < count]
+        ratios = torch.zeros(0)
+        if here:
+            ratios = velocity_norm_ratios(
+                policy,
+                policy.to_latents(images[here], batch=self._batch),
+                policy.encode([prompts[place].text for place in here]),
+                policy.sigmas(8),
+                seed=settings.seed,
+                weights=settings.weights,
+                points=rows[here],
+                total=count,
+                batch=self._batch,
+            )
+        total, number = self.parts.world.add_numbers([float(ratios.sum()), float(len(ratios))])
+        return total / number
 
     @property
     def _batch(self) -> int:

@@ -19,7 +19,8 @@ from imgrl.training.checks import check_model, check_recipe, check_resume
 from imgrl.training.distributed import World
 from imgrl.training.geometry import kept_copies
 from imgrl.training.imitation import Imitated, load_captioned
-from imgrl.training.run_folder import holds_results, open_folder, write_json
+from imgrl.training.launch import refuse_sharded_weights
+from imgrl.training.run_folder import holds_results, open_folder, replace, write_json
 from imgrl.training.tracking import environment
 from imgrl.training.update import Updater
 from imgrl.types import Prompt
@@ -60,7 +61,7 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
     if recipe.tracking.trackers:
         world.accelerator.init_trackers(recipe.tracking.project, config=_tracked(recipe))
     if world.main:
-        (folder / "config.yaml").write_text(dump(recipe))
+        replace(folder / "config.yaml", dump(recipe))  # a later --resume reads it
         write_json(folder / "environment.json", environment(world))
     copies = kept_copies(recipe)
     policy = _policy(recipe, world, copies)
@@ -90,6 +91,7 @@ def prepare(recipe: Recipe, *, resume: bool) -> Parts:
 def _world(recipe: Recipe) -> World:
     from accelerate import Accelerator
 
+    refuse_sharded_weights(os.environ, command="imgrl train")
     trackers: list[Any] = list(recipe.tracking.trackers)
     return World(Accelerator(log_with=trackers or None, project_dir=recipe.run.dir))
 

@@ -33,10 +33,11 @@ class Metrics:
         self.world.accelerator.log(dict(values), step=round)
 
     def rewind(self, round: int) -> None:
-        """Drop rows after ``round``: a resumed run writes them again."""
+        """Drop rows after ``round``, and the final ones: a resumed run writes them again."""
         if not self.world.main or not self.file.exists():
             return
-        rows = [line for line in self.file.read_text().splitlines() if _round_of(line) <= round]
+        lines = self.file.read_text().splitlines()
+        rows = [line for line in lines if _round_of(line) <= round and '"final": ' not in line]
         replace(self.file, "".join(f"{row}\n" for row in rows))
 
     def rows(self) -> list[dict[str, float]]:

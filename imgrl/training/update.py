@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from imgrl.anchor.divergence import velocity_gap
+from imgrl.errors import ModelError
 from imgrl.objectives.image import Batch
 from imgrl.recipe import Recipe
 from imgrl.training.distributed import World
@@ -207,6 +208,9 @@ class Updater:
         """Take step ``number`` of the run: add gradients over processes, clip; returns the norm before clipping.
 
         None if a half-precision gradient overflowed: the scaler then leaves the weights as they are.
+
+        Raises:
+            ModelError: in other precisions, on every process, before the weights are touched.
         """
         self.world.add_gradients(self.parameters)  # first, so that an overflow anywhere is seen everywhere
         self.scaler.unscale_(self.optimizer)
@@ -215,6 +219,11 @@ class Updater:
             group["lr"] = settings.lr * settings.scale(number)
         limit = settings.clip
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
+        if not (self.scaler.is_enabled() or norm.isfinite()):
+            raise ModelError(
+                f"The gradient of optimiser step {number + 1} is {float(norm)}, so the step was not taken: lower "
+                "optimizer.lr or look at the rewards, and continue from the last checkpoint with --resume."
+            )
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()

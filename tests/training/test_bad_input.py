@@ -1,7 +1,9 @@
 """What cannot run is refused in one sentence, before a model is loaded where that can be known."""
 
+import errno
 import json
 import shutil
+import tempfile
 
 import pytest
 from small_runs import Batch, Data, Rollout, VelocityAnchor, brightness, train
@@ -11,6 +13,7 @@ from imgrl.cli.main import app
 from imgrl.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError
 from imgrl.flow import StochasticSampler
 from imgrl.recipe import GRPO, dump
+from imgrl.training import checkpoint
 from imgrl.training.image_loop import Trainer
 
 
@@ -116,6 +119,28 @@ def test_a_folder_that_cannot_be_written(recipe, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="run.dir .*file/run cannot be written .*choose another folder"):
         Trainer(recipe(run_dir=str(tmp_path / "file" / "run"))).train()
+
+
+def test_a_folder_without_permission(recipe, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)  # as the folder is tried
+    with pytest.raises(
+        ConfigError, match=r"run.dir .* cannot be written \(.*Permission denied.*choose another"
+    ):
+        Trainer(recipe()).train()
+
+
+def test_permission_lost_in_mid_run(recipe, monkeypatch):
+    def denied(tensors, file):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(checkpoint, "save_file", denied)
+    with pytest.raises(
+        CheckpointError, match="could not be written .*Permission denied.* allow writing there"
+    ):
+        Trainer(recipe()).train()
 
 
 def test_resume_without_a_checkpoint(recipe):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +125,38 @@ def test_a_failure_at_the_rename_leaves_the_previous_checkpoint(tmp_path, monkey
     with pytest.raises(CheckpointError, match="I/O error"):
         write(tmp_path, 2)
     assert latest_checkpoint(tmp_path).name == "step-1"
+
+
+def test_a_failure_at_the_rename_gives_the_one_of_the_same_round_back(tmp_path, monkeypatch):
+    before, real = content(write(tmp_path, 1)), checkpoint.Path.rename
+
+    def fails(path, target):
+        if path.name == ".step-1.partial":
+            raise OSError(errno.EIO, "I/O error")
+        return real(path, target)
+
+    monkeypatch.setattr(checkpoint.Path, "rename", fails)
+    with pytest.raises(CheckpointError, match="I/O error"):
+        write(tmp_path, 1, value=2.0)
+    assert content(latest_checkpoint(tmp_path)) == before
+
+
+def test_a_full_disk_at_the_start_of_a_resumed_run_leaves_its_settings(recipe, monkeypatch):
+    made = recipe(run_rounds=2)
+    Trainer(made).train()
+    settings, real = (Path(made.run.dir) / "config.yaml").read_text(), Path.write_text
+
+    def full(path, text, *args, **kwargs):
+        if "config.yaml" in path.name:
+            path.open("w").close()  # as a file that is opened for writing is left
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, text, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        Trainer(made).train(resume=True)
+    monkeypatch.undo()
+    assert (Path(made.run.dir) / "config.yaml").read_text() == settings
 
 
 def test_a_full_disk_stops_a_run_that_then_continues(recipe, monkeypatch):

@@ -85,8 +85,7 @@ def compare(one, other):
     for row, twin in zip(rows_of(one), rows_of(other), strict=True):
         assert row.keys() == twin.keys()
         for name, value in row.items():
-            if "velocity_norm" not in name:  # each process measures its own images
-                assert twin[name] == pytest.approx(value, rel=2e-3, abs=2e-5, nan_ok=True), name
+            assert twin[name] == pytest.approx(value, rel=2e-3, abs=2e-5, nan_ok=True), name
 
 
 @pytest.mark.parametrize("case", CASES)

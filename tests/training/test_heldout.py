@@ -103,7 +103,7 @@ def test_a_policy_that_drifts_off_is_told_of(recipe, monkeypatch, grown, told):
             messages.append(text)
 
     made = recipe(run_rounds=2, evaluation_every=1)
-    monkeypatch.setattr(heldout, "velocity_norm_ratio", lambda *given, **settings: grown)
+    monkeypatch.setattr(heldout, "velocity_norm_ratios", lambda *given, **settings: torch.full((2,), grown))
     Trainer(made, reporter=Heard()).train()
     found = [text for text in messages if "velocities have grown to 1.61 times the pretrained" in text]
     assert len(found) == told == sum("velocities" in text for text in messages)

@@ -115,3 +115,10 @@ def test_a_tracker_that_is_not_installed_is_refused(recipe, monkeypatch):
         ConfigError, match="names wandb, which is not installed here; run `pip install wandb`"
     ):
         Trainer(made).train()
+
+
+def test_a_finished_run_that_is_resumed_has_one_final_row(recipe):
+    made = recipe()
+    for resume in (False, True):
+        Trainer(made).train(resume=resume)
+    assert [row["round"] for row in rows_of(made.run.dir) if "final" in row] == [2]

@@ -12,7 +12,7 @@ from torch import Tensor
 from imgrl.analysis.masks import training_mask
 from imgrl.anchor import Constant, Linear, VelocityAnchor
 from imgrl.config import check_batch
-from imgrl.errors import ConfigError
+from imgrl.errors import ConfigError, ModelError
 from imgrl.flow import TimeSampler
 from imgrl.objectives.image import AWM, CRD, DGPO, NFT
 from imgrl.policies import LoraSpec, load_policy
@@ -203,6 +203,19 @@ def test_an_overflow_in_half_precision_is_no_step(policy, world):
     hook.remove()
     assert updater.scaler.get_scale() == 4.0  # it saw the overflow
     assert result.steps == 0 and "train/grad_norm" not in result.metrics
+    assert all(torch.equal(v, before[k]) for k, v in policy.weights.state_dict("current").items())
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_no_step_and_ends_the_run(policy, world, broken):
+    recipe, rollout = make_recipe(), make_rollout()
+    updater = Updater(policy, recipe, world)
+    hook = updater.parameters[0].register_hook(lambda gradient: gradient * broken)
+    before = {k: v.clone() for k, v in policy.weights.state_dict("current").items()}
+    advantages = group_advantages(rollout.scores.total, rollout.samples.group, std="group")
+    with pytest.raises(ModelError, match="gradient of optimiser step 1 is nan, so the step was not taken"):
+        updater.run(rollout, advantages, torch.arange(GROUPS * SIZE), round=0, step=0)
+    hook.remove()
     assert all(torch.equal(v, before[k]) for k, v in policy.weights.state_dict("current").items())
 
 

@@ -85,17 +85,17 @@ class TextSession:
     def _train(self, resume: bool) -> TextSummary:
         from transformers import set_seed
 
-        from imgrl.training.text.drift import drift_watch
-        from imgrl.training.text.launch import (
+        from imgrl.training.launch import (
             refuse_mask_under_deepspeed,
             refuse_missing_vllm,
             refuse_sharded_weights,
         )
+        from imgrl.training.text.drift import drift_watch
         from imgrl.training.text.models import load_model, load_teacher
         from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
-        refuse_sharded_weights(os.environ)
+        refuse_sharded_weights(os.environ, command="imgrl lm train")
         if recipe.model.mask is not None:
             refuse_mask_under_deepspeed(os.environ)
         if recipe.generation.vllm is not None:

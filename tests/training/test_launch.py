@@ -6,7 +6,8 @@ import pytest
 
 from imgrl.config.text import resolve_text
 from imgrl.errors import ConfigError, ModelError
-from imgrl.training.text.launch import refuse_sharded_weights
+from imgrl.training.image_loop import Trainer
+from imgrl.training.launch import refuse_sharded_weights
 from imgrl.training.text.session import TextSession
 
 
@@ -20,7 +21,7 @@ from imgrl.training.text.session import TextSession
 )
 def test_sharded_weights_are_refused(environment, told):
     with pytest.raises(ConfigError, match=rf"shards the weights \({told}\), .*stage 1 or 2"):
-        refuse_sharded_weights(environment)
+        refuse_sharded_weights(environment, command="imgrl lm train")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,16 @@ def test_sharded_weights_are_refused(environment, told):
     ],
 )
 def test_others_are_not(environment):
-    refuse_sharded_weights(environment)
+    refuse_sharded_weights(environment, command="imgrl lm train")
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "MEGATRON_LM", "DEEPSPEED"])
+def test_image_runs_have_a_data_parallelism_of_their_own(recipe, kind, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(
+        ConfigError, match="but imgrl train switches whole copies .* plain data parallelism, and"
+    ):
+        Trainer(recipe()).train()
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -42,10 +52,10 @@ def test_a_configuration_file_is_read(tmp_path, stage):
     file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
     if stage == 2:
-        refuse_sharded_weights(environment)
+        refuse_sharded_weights(environment, command="imgrl lm train")
         return
     with pytest.raises(ConfigError, match="DeepSpeed stage 3"):
-        refuse_sharded_weights(environment)
+        refuse_sharded_weights(environment, command="imgrl lm train")
 
 
 def test_a_mask_is_refused_where_deepspeed_owns_the_optimiser(tmp_path, monkeypatch):

@@ -12,25 +12,29 @@ from imgrl.errors import ConfigError
 __all__ = ["refuse_mask_under_deepspeed", "refuse_missing_vllm", "refuse_sharded_weights"]
 
 
-def refuse_sharded_weights(environment: Mapping[str, str]) -> None:
+def refuse_sharded_weights(environment: Mapping[str, str], *, command: str) -> None:
     """Refuse a launch under which a process holds only a part of the weights.
 
     Anchors are whole tensors that change places with the trained ones; sharded, they would be those of nothing.
 
     Args:
         environment: as ``accelerate launch`` leaves it.
+        command: what was launched; ``imgrl train`` has a data parallelism of its own and goes along with no DeepSpeed.
 
     Raises:
         ConfigError: for FSDP, Megatron and DeepSpeed's stage 3.
     """
     asked = {kind for kind in ("FSDP", "MEGATRON_LM") if environment.get(f"ACCELERATE_USE_{kind}") == "true"}
-    if _deepspeed(environment) and _zero_stage(environment) == "3":
+    texts = command == "imgrl lm train"
+    if _deepspeed(environment) and not texts:
+        asked.add("DeepSpeed")
+    elif _deepspeed(environment) and _zero_stage(environment) == "3":
         asked.add("DeepSpeed stage 3")
     if asked:
         raise ConfigError(
-            f"This launch shards the weights ({', '.join(sorted(asked))}), but imgrl lm train switches whole copies of "
-            "them in place: launch with plain data parallelism or DeepSpeed stage 1 or 2, and save memory with "
-            "model.train=lora."
+            f"This launch shards the weights ({', '.join(sorted(asked))}), but {command} switches whole copies of "
+            f"them in place: launch with plain data parallelism{' or DeepSpeed stage 1 or 2' if texts else ''}, and "
+            "save memory with model.train=lora."
         )
 
 
