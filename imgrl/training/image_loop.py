@@ -231,6 +231,7 @@ class Trainer:
         if not interrupted:
             after = self.heldout.scores(self.round, self.recipe.evaluation.steps)
             self._show(reporter, after)
+            self.metrics.forget_final(self.round)
             self.metrics.log(self.round, {"final": 1.0, **after, **self.heldout.drift()})
         paths = {"run": str(parts.folder), "metrics": str(self.metrics.file), "checkpoint": str(checkpoint)}
         if parts.world.main and not interrupted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,17 @@ class Metrics:
         self.world.accelerator.log(dict(values), step=round)
 
     def rewind(self, round: int) -> None:
-        """Drop rows after ``round``, and the final ones: a resumed run writes them again."""
+        """Drop rows after ``round``: a resumed run writes them again."""
+        self._keep(lambda line: _round_of(line) <= round)
+
+    def forget_final(self, round: int) -> None:
+        """Drop a final measurement after the same round, which is made again when a finished run is resumed."""
+        self._keep(lambda line: not ('"final": ' in line and _round_of(line) == round))
+
+    def _keep(self, wanted: Callable[[str], bool]) -> None:
         if not self.world.main or not self.file.exists():
             return
-        lines = self.file.read_text().splitlines()
-        rows = [line for line in lines if _round_of(line) <= round and '"final": ' not in line]
+        rows = [line for line in self.file.read_text().splitlines() if wanted(line)]
         replace(self.file, "".join(f"{row}\n" for row in rows))
 
     def rows(self) -> list[dict[str, float]]:

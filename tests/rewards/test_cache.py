@@ -192,8 +192,8 @@ def test_what_is_never_kept(tmp_path, use, calls):
 
 def test_functions_from_python_are_not_kept(tmp_path):
     for use in (lambda i, p: [0.5] * 4, functools.partial(lambda i, p, k: [k] * 4, k=1.0)):
-        assert RewardSet.from_specs({"r": use}).identities == {"r": None}
-    assert RewardSet.from_specs({"r": {"use": "jpeg_compressibility"}}).identities["r"]
+        assert RewardSet.from_specs({"r": use}).identity("r") is None
+    assert RewardSet.from_specs({"r": {"use": "jpeg_compressibility"}}).identity("r")
 
 
 def test_args_that_are_objects_are_not_kept(counted, tmp_path):
@@ -201,7 +201,7 @@ def test_args_that_are_objects_are_not_kept(counted, tmp_path):
         "def reward(images, prompts, what=None):\n    return [0.5] * len(prompts)\n"
     )
     spec = {"use": f"{tmp_path / 'any.py'}:reward", "args": {"what": object()}}
-    assert RewardSet.from_specs({"r": spec}).identities == {"r": None}
+    assert RewardSet.from_specs({"r": spec}).identity("r") is None
 
 
 def test_a_column_that_cannot_be_told_apart_is_refused(counted):

@@ -121,6 +121,7 @@ def test_two_references_serve_groups_of_any_size(tmp_path):
     rewards = RewardSet.from_specs(like(tmp_path))
     prompts = [Prompt(id=row // 6, text=PROMPTS[row // 6]) for row in range(12)]
     rewards.check(prompts, height=SIZE, width=SIZE, training=True)
+    rewards.learners.prepare(height=SIZE, width=SIZE, round_trip=lambda images: images)
     images = torch.rand(12, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     assert rewards.score(images, prompts, training=True).mask.all()
     assert rewards.learners.learn(images, prompts)["like"]["learned"] == 1
