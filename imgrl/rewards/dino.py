@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imgrl.errors import ImgrlError, RewardError
-from imgrl.rewards.features import Features, load_extractor
+from imgrl.rewards.features import Features, load_extractor, rows_of
 from imgrl.rewards.fingerprint import digest
 from imgrl.rewards.references import load_references
 
@@ -95,11 +95,8 @@ class Dino:
             return scores
         features = self.extractor(images[here])
         for place, i in enumerate(here):
-            among = _rows(self.seen, list(own[prompts[i]])) if own else self.seen
-            found = similarity(_rows(features, [place]), among, overall=self.overall, patches=self.patches)[0]
+            among = rows_of(self.seen, torch.tensor(own[prompts[i]])) if own else self.seen
+            one = rows_of(features, torch.tensor([place]))
+            found = similarity(one, among, overall=self.overall, patches=self.patches)[0]
             scores[i] = float(found.amax() if self.reduce == "max" else found.mean())
         return scores
-
-
-def _rows(features: Features, rows: list[int]) -> Features:
-    return Features(*(part[rows] for part in features))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["Head", "accuracy", "balanced", "preference_loss", "preferred", "side_loss"]
+__all__ = ["Head", "accuracy", "balanced", "preference_loss", "preferred", "side_loss", "start_layers"]
 
 Kind = Literal["hinge", "bce"]
 
@@ -69,6 +69,15 @@ def preferred(reference: Float[Tensor, " n"], generated: Float[Tensor, " n"]) ->
     return ((reference > generated).float() + (reference == generated).float() / 2).mean()
 
 
+def start_layers(network: nn.Module, generator: torch.Generator | None) -> None:
+    """Draw the weights of every linear layer in a network as torch does by default, but from the given generator."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            bound = layer.weight.shape[1] ** -0.5
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+
 class Head(nn.Module):
     """A small network over features, shared by an image's global feature and its patches; float32."""
 
@@ -77,10 +86,7 @@ class Head(nn.Module):
         if width < 1 or hidden < 1:
             raise ValueError(f"Expected widths of at least 1, got {width} and {hidden}.")
         self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        for layer in (self.layers[0], self.layers[2]):
-            bound = layer.weight.shape[1] ** -0.5  # torch's default, but from the given generator  # pyright: ignore
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)  # pyright: ignore
+        start_layers(self.layers, generator)
 
     def forward(self, features: Float[Tensor, "*n d"]) -> Float[Tensor, " *n"]:
         """Logits of any number of features."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imgrl.rewards.discriminator import Head
+from imgrl.rewards.discriminator import Head, start_layers
 
 __all__ = ["PromptHead", "places_of"]
 
@@ -40,10 +40,8 @@ class PromptHead(Head):
         nn.init.normal_(self.words.weight, std=0.3, generator=generator)
         self.said = nn.Sequential(nn.LayerNorm(text), nn.Linear(text, text))
         self.shown = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, text))
-        for layer in (self.said[1], self.shown[0], self.shown[2]):
-            bound = layer.weight.shape[1] ** -0.5  # as in Head  # pyright: ignore
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)  # pyright: ignore
+        for part in (self.said, self.shown):
+            start_layers(part, generator)
 
     def agreement(self, overall: Float[Tensor, "n d"], texts: Sequence[str]) -> Float[Tensor, " n"]:
         """What the texts add to the logits of their images."""
