@@ -20,6 +20,7 @@ from imgrl.recipe_text import TextRecipe
 from imgrl.training.distributed import World
 from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
 from imgrl.training.text import checkpoints
+from imgrl.training.text.checks import check_text
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
 from imgrl.training.tracking import Metrics, environment
@@ -95,6 +96,7 @@ class TextSession:
         from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
+        check_text(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))  # made in Python, nobody asked
         refuse_sharded_weights(os.environ, command="imgrl lm train")
         if recipe.model.mask is not None:
             refuse_mask_under_deepspeed(os.environ)

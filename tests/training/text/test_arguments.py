@@ -2,9 +2,10 @@ import os
 
 import pytest
 
+from imgrl.errors import ConfigError
 from imgrl.objectives.text import DPO, SFT
 from imgrl.recipe import Tracking
-from imgrl.recipe_text import VLLM, Generation, TextBatchSizes, TextRecipe
+from imgrl.recipe_text import VLLM, Generation, TextBatchSizes, TextModel, TextRecipe, TextRun
 
 pytest.importorskip("trl")
 
@@ -68,3 +69,15 @@ def test_more_completions_may_vote_than_are_trained_on(micro, each, parts, tmp_p
     assert (made.num_generations, made.per_device_train_batch_size) == (16, each)
     assert made.gradient_accumulation_steps == made.steps_per_generation == parts
     assert made.generation_batch_size == 64
+
+
+def test_a_session_from_python_is_checked_before_anything_is_loaded(tmp_path):
+    from imgrl.training.text.session import TextSession
+
+    recipe = TextRecipe(
+        run=TextRun(dir=str(tmp_path / "run")),
+        model=TextModel(path=str(tmp_path / "none")),
+        batch=TextBatchSizes(groups=2, group_size=1),
+    )
+    with pytest.raises(ConfigError, match="batch.group_size must be at least 2 for grpo"):
+        TextSession(recipe).train()
