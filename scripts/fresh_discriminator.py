@@ -1,10 +1,12 @@
 """How well a new discriminator, trained alike on each, tells the images of policies from the references of a recipe.
 
     python scripts/fresh_discriminator.py RUN/lora OTHER/lora
+    python scripts/fresh_discriminator.py RUN/lora --set rewards.like.args.conditional=false
 
 A discriminator that learns beside a policy is measured while both move. This one starts from nothing for the base model
 and for every LoRA given, learns from as many rounds of their images, and is measured on images it has not seen: 0.5
-says that nothing tells the two sides apart. The recipe is `tiny-sd3/adv-grpo`; its discriminator, prompts and steps.
+says that nothing tells the two sides apart. The discriminator, prompts and steps are those of `tiny-sd3/adv-grpo`, with
+what `--set` changes of it.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ def main() -> None:
     parser.add_argument("lora", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for imgrl train")
     args = parser.parse_args()
-    recipe = resolve("tiny-sd3/adv-grpo")
+    recipe = resolve("tiny-sd3/adv-grpo", args.set)
     print("| policy | accuracy on new images | margin |\n|---|---|---|")
     for lora in (None, *args.lora):
         told = learned(recipe, lora, rounds=args.rounds, seed=args.seed)[-LAST:]
