@@ -131,6 +131,10 @@ class AnchorFiles:
         """Further tensors to keep, each process its own; names or nothing, the same on all of them."""
         return {}
 
+    def has_moved_on(self) -> bool:
+        """Whether anything that a checkpoint keeps already belongs to the step that comes next."""
+        return False
+
     def take_back(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Receive what ``facts`` and ``stored`` gave when the checkpoint was written."""
 

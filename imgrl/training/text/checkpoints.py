@@ -8,7 +8,7 @@ from pathlib import Path
 from imgrl.errors import CheckpointError
 from imgrl.training.run_folder import read_json
 
-__all__ = ["ANCHORS", "FACTS", "newest", "prune", "seconds_of", "step_of"]
+__all__ = ["ANCHORS", "FACTS", "is_whole", "newest", "prune", "seconds_of", "step_of"]
 
 ANCHORS = "anchors.safetensors"
 FACTS = "anchors.json"
@@ -45,8 +45,11 @@ def seconds_of(checkpoint: Path | None) -> float:
     return 0.0 if checkpoint is None else read_json(checkpoint / FACTS).get("seconds", 0.0)
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all of it was written."""
+    return (checkpoint / "trainer_state.json").is_file() and (checkpoint / FACTS).is_file()
+
+
 def _whole(folder: Path) -> list[Path]:
     """Oldest first."""
-    found = folder.glob("checkpoint-*")
-    whole = (path for path in found if (path / "trainer_state.json").is_file() and (path / FACTS).is_file())
-    return sorted(whole, key=step_of)
+    return sorted(filter(is_whole, folder.glob("checkpoint-*")), key=step_of)

@@ -44,7 +44,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     ) -> None:
         super().__init__(*args, objective=objective, **kwargs)
         self.teacher = teacher
-        self.reincarnated = False
+        self.reincarnated, self._block_began = False, -1
         tokenizer: Any = self.processing_class
         settings: Any = self.args
         self.padding, self.sampled = float(tokenizer.pad_token_id), int(settings.num_generations)
@@ -89,7 +89,6 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's rollout, then what the objective wants to know of it before the first update."""
-        self._begin_block()
         settings: Any = self.args
         size = self.group_size
         ages = self._ages(len(inputs) // self.sampled)
@@ -121,6 +120,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         output["group"] = torch.arange(count, device=output["advantages"].device) // size
         if "current" in self.objective.needs:
             output["current"] = self._statistics(self.model, rows_of(output), ["log_prob"])["log_prob"]
+        self._begin_block()
         return output
 
     def _get_per_token_logps_and_entropies(self, *_: Any, **__: Any) -> tuple[None, None, None]:
@@ -167,7 +167,11 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         return tokens / everywhere.sum().clamp(min=1)
 
     def _begin_block(self) -> None:
-        """Move the anchors on: a new batch of rollouts starts an update block."""
+        """Move the anchors on: a new batch of rollouts starts an update block.
+
+        Last of all that a rollout does, so that one that fails has changed nothing. Only losses read anchors.
+        """
+        self._block_began = self.state.global_step
         policy: Any = self.accelerator.unwrap_model(self.model)
         if "start" in self.anchors:
             self.anchors["previous"].renew(self.anchors["start"])
@@ -284,6 +288,11 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def stored(self) -> dict[str, Tensor]:
         """The groups to replay: those of this process."""
         return self.history.state_dict() if self.history is not None else {}
+
+    def has_moved_on(self) -> bool:
+        """Whether its anchors or its history are those of a rollout that no step has followed."""
+        moving = self.history is not None or bool(self.generations) or "previous" in self.anchors
+        return moving and self._block_began == self.state.global_step
 
     def take_back(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on as the saved run would have."""

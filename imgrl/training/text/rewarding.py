@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imgrl.errors import RewardError
+from imgrl.errors import BudgetError, RewardError
 from imgrl.rewards import RewardSpec
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Failure, Patience
@@ -81,12 +81,12 @@ class TextReward:
             failed: bool [n], of the completions of a step on all processes.
 
         Raises:
-            RewardError: above the budget, on every process alike; with the reason where it failed.
+            BudgetError: above the budget, on every process alike; with the reason where it failed.
         """
         count, missed = len(failed), int(failed.sum())
         if missed > self.budget * count:
             why = self.failure or "another process says why"
-            raise RewardError(
+            raise BudgetError(
                 f"Reward {self.reward.name!r} failed on {'all' if missed == count else f'{missed} of'} {count} "
                 f"completions of a step, more than the failure_budget of {self.budget:.0%}; {why}."
             )

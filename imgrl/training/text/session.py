@@ -14,7 +14,7 @@ import yaml
 from imgrl.analysis.watch import DriftWatch
 from imgrl.anchor import Frozen
 from imgrl.data.texts import load_rows
-from imgrl.errors import ConfigError
+from imgrl.errors import ConfigError, ModelError, RewardError
 from imgrl.recipe import as_dict
 from imgrl.recipe_text import TextRecipe
 from imgrl.training.distributed import World
@@ -23,6 +23,7 @@ from imgrl.training.text import checkpoints
 from imgrl.training.text.checks import check_text
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
+from imgrl.training.text.rescue import save_last_step
 from imgrl.training.tracking import Metrics, environment
 
 if TYPE_CHECKING:
@@ -143,6 +144,14 @@ class TextSession:
         trainer.elapsed = watch.elapsed
         trainer.add_callback(watch)
         trainer.remove_callback(PrinterCallback)  # metrics.jsonl has those rows
+        try:
+            self._train_on(trainer, watch, newest)
+        except (ModelError, RewardError) as error:
+            if (saved := save_last_step(trainer, watch.random, error)) is not None:
+                self.tell(f"what was trained is kept in {saved}; continue with --resume {self.folder}")
+            raise
+
+    def _train_on(self, trainer: Any, watch: Watch, newest: Path | None) -> None:
         if newest is None:
             trainer.train()
         elif watch.out_of_time() or checkpoints.step_of(newest) >= self.recipe.run.steps:

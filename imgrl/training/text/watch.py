@@ -12,6 +12,7 @@ from imgrl.anchor import Anchor
 from imgrl.objectives.text.base import passes_of
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
+from imgrl.training.text.rescue import RandomState
 
 if TYPE_CHECKING:
     from imgrl.training.text.session import TextSession
@@ -34,6 +35,8 @@ class Watch(TrainerCallback):
         self.last: tuple[int, dict[str, float]] | None = None
         self._spent = spent
         self._since: float | None = None
+        self.random: RandomState | None = None
+        """Right after the last step."""
 
     def elapsed(self) -> float:
         """Seconds of training over all sessions of the run, evaluation not counted."""
@@ -72,7 +75,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Evaluate where it is due, and end the run where it is time."""
-        session = self.session
+        session, self.random = self.session, RandomState()
         if state.global_step == state.max_steps:  # with checkpoint.every=0 the only one
             control.should_save = True
         every = session.recipe.evaluation.every

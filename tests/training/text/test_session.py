@@ -527,3 +527,48 @@ def test_two_processes_learn_what_one_learns(name, lm, tmp_path, letters):
     one, both = (load_file(tmp_path / f / "model" / "model.safetensors") for f in ("one", "two"))
     for key, tensor in one.items():
         torch.testing.assert_close(both[key], tensor, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dies"),
+    [("grpo", "reward"), ("remix", "reward"), ("meta_distill", "reward"), ("remix", "verifier")],
+)
+def test_what_was_trained_before_a_reward_died_is_kept(name, dies, lm, teacher, tmp_path):
+    """It ends, says where it saved, and goes on from there to the weights of a run in which nothing died."""
+    calls, ill, good = tmp_path / "calls", tmp_path / "gone", 4 if dies == "reward" else 2
+    (tmp_path / "own.py").write_text(
+        "from pathlib import Path\n"
+        f"CALLS, ILL = Path({str(calls)!r}), Path({str(ill)!r})\n"
+        "def digits(completions, prompts, **columns):\n"
+        "    with CALLS.open('a') as file:\n"
+        "        file.write('x')\n"
+        f"    if ILL.exists() and len(CALLS.read_text()) > {good}:\n"
+        "        raise ConnectionError('the judge is gone')\n"
+        "    return [sum(c.isdigit() for c in text) / (len(text) + 1) for text in completions]\n"
+        "def other(completions, prompts, **columns):\n"
+        "    return [sum(c.isdigit() for c in text) / (len(text) + 1) for text in completions]\n"
+    )
+    spec = {"use": f"{tmp_path}/own.py:digits", "retries": 0}
+    rewards = {"reward": spec if dies == "reward" else {**spec, "use": f"{tmp_path}/own.py:other"}}
+    more = {
+        "remix": ["objective.replay=0.7", "objective.reincarnate_at=2"],
+        "meta_distill": [f"model.teacher={teacher}", "objective.length=1"],
+    }.get(name, [])
+    every = {"evaluation.every": 4} if dies == "verifier" else {}
+    if dies == "verifier":
+        more += [f"evaluation.verifier={tmp_path}/own.py:digits"]
+
+    def given(folder):
+        sizes = {"run.steps": 12, "checkpoint.every": 0, **every}
+        return [*arguments(name, lm, tmp_path / folder, f"rewards={json.dumps(rewards)}", **sizes), *more]
+
+    run(*given("whole"))
+    calls.unlink()
+    ill.touch()
+    output = run(*given("ill"), code=2)
+    (saved,) = (tmp_path / "ill" / "checkpoints").glob("checkpoint-*")
+    assert f"what was trained is kept in {saved}" in output and 0 < int(saved.name.split("-")[1]) < 12
+    ill.unlink()
+    run("--resume", tmp_path / "ill")
+    whole, healed = (load_file(tmp_path / f / "model" / "model.safetensors") for f in ("whole", "ill"))
+    assert all(torch.equal(tensor, healed[key]) for key, tensor in whole.items())
