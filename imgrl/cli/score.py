@@ -36,6 +36,10 @@ def score(
         Path | None, typer.Option("--json", help="JSON file for the scores of every image.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in memory at once, all of one size.")] = 32,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps scores, as scoring.cache does; what it has is not asked again."),
+    ] = None,
 ) -> None:
     """Score a folder of pictures by rewards: a table, and every image's scores as JSON."""
     specs = _specs(reward)
@@ -45,13 +49,13 @@ def score(
     from imgrl.rewards import RewardSet
 
     pairs = load_pairs(images, prompts)
-    rewards = RewardSet.from_specs(specs, failure_budget=1.0)
+    rewards = RewardSet.from_specs(specs, failure_budget=1.0, cache=cache)
     _check(rewards, pairs)
     with image_progress("images", show=True) as progress:
-        values, failures = _score(rewards, pairs, batch, progress)
-    summary = {name: _summary(values[name], failures[name]) for name in specs}
+        values, failed = _score(rewards, pairs, batch, progress)
+    summary = {name: _summary(values[name], failed[name], rewards.last_failure.get(name)) for name in specs}
     if out is not None:
-        rows = [_row(pair, i, values, failures) for i, pair in enumerate(pairs)]
+        rows = [_row(pair, i, values, failed) for i, pair in enumerate(pairs)]
         out.write_text(
             json.dumps({"rewards": summary, "images": rows}, indent=1, ensure_ascii=False) + "\n",
             encoding="utf-8",
@@ -92,36 +96,30 @@ def _check(rewards: RewardSet, pairs: Sequence[Pair]) -> None:
                 f"Reward {name!r} compares the images of a group with each other, but imgrl score knows no groups."
             )
     height, width = pairs[0].size
-    rewards.check([pair.prompt for pair in pairs], height=height, width=width)
+    rewards.check([pair.prompt for pair in pairs], height=height, width=width, cached=True)
 
 
 def _score(
     rewards: RewardSet, pairs: Sequence[Pair], batch: int, progress: Callable[[int, int], None]
-) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    """Every reward's values, NaN where it does not apply or failed, and the failures by image."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every reward's values, NaN where it does not apply or failed, and on which images it failed."""
     import torch
 
     from imgrl.data.pairs import load_images
     from imgrl.rewards.base import column_names
 
     values = {name: torch.full((len(pairs),), torch.nan) for name in rewards.rewards}
-    failures: dict[str, dict[int, str]] = {name: {} for name in rewards.rewards}
+    failed = {name: torch.zeros(len(pairs), dtype=torch.bool) for name in rewards.rewards}
     columns = column_names(pair.prompt for pair in pairs)
     done = 0
     for rows in _batches([pair.size for pair in pairs], batch):
         loaded = load_images(pairs[row] for row in rows)
-        for name, reward in rewards.rewards.items():
-            passed = reward.passed_columns(columns)
-            for part in torch.arange(len(rows)).split(rewards.specs[name].batch or batch):
-                places = [rows[int(i)] for i in part]
-                found = reward(loaded[part], [pairs[row].prompt for row in places], passed)
-                if isinstance(found, Exception):
-                    failures[name] |= dict.fromkeys(places, str(found))
-                else:
-                    values[name][places] = found
+        prompts = [pairs[row].prompt for row in rows]
+        for name in rewards.rewards:
+            values[name][rows], failed[name][rows] = rewards.ask(name, loaded, prompts, columns=columns)
         done += len(rows)
         progress(done, len(pairs))
-    return values, failures
+    return values, failed
 
 
 def _batches(sizes: Sequence[tuple[int, int]], most: int) -> list[list[int]]:
@@ -132,7 +130,7 @@ def _batches(sizes: Sequence[tuple[int, int]], most: int) -> list[list[int]]:
     return [rows[i : i + most] for rows in of_size.values() for i in range(0, len(rows), most)]
 
 
-def _summary(values: Tensor, failures: Mapping[int, str]) -> dict[str, Any]:
+def _summary(values: Tensor, failed: Tensor, last: Exception | None) -> dict[str, Any]:
     """Figures over the images to which a reward applies; the spread is the population's."""
     here = values[~values.isnan()].double()
     figures = {
@@ -144,17 +142,15 @@ def _summary(values: Tensor, failures: Mapping[int, str]) -> dict[str, Any]:
     return {
         **{key: float(figure()) if len(here) else None for key, figure in figures.items()},
         "applied": len(here),
-        "failed": len(failures),
-        "last_failure": next(iter(reversed(list(failures.values()))), None),
+        "failed": int(failed.sum()),
+        "last_failure": None if last is None else str(last),
     }
 
 
-def _row(
-    pair: Pair, i: int, values: Mapping[str, Tensor], failures: Mapping[str, Mapping[int, str]]
-) -> dict[str, Any]:
+def _row(pair: Pair, i: int, values: Mapping[str, Tensor], failed: Mapping[str, Tensor]) -> dict[str, Any]:
     scores = {name: None if found[i].isnan() else float(found[i]) for name, found in values.items()}
-    failed = [name for name, rows in failures.items() if i in rows]
-    return {"file": str(pair.file), "prompt": pair.prompt.text, "scores": scores, "failed": failed}
+    names = [name for name, rows in failed.items() if rows[i]]
+    return {"file": str(pair.file), "prompt": pair.prompt.text, "scores": scores, "failed": names}
 
 
 def _print(summary: Mapping[str, Mapping[str, Any]], count: int) -> None:

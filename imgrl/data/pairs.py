@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imgrl.data import prompts as prompt_files
-from imgrl.data.pictures import ENDINGS, read_picture
+from imgrl.data.pictures import ENDINGS, is_picture, read_picture
 from imgrl.errors import DataError
 from imgrl.types import Prompt
 
@@ -44,7 +44,7 @@ def load_pairs(folder: Path, prompts: Path) -> list[Pair]:
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder.resolve()}.")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
+    files = sorted(file for file in folder.iterdir() if is_picture(file))
     if not files:
         raise DataError(f"The folder {folder} holds no pictures ({', '.join(ENDINGS)}).")
     rows = [(where, *_row(row, where)) for where, row in prompt_files._read(prompts)]

@@ -7,18 +7,28 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["ENDINGS", "read_picture"]
+__all__ = ["ENDINGS", "is_picture", "read_picture"]
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Of the files that count as pictures."""
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
+"""Of the files that are read as pictures."""
+
+_OTHER_ENDINGS = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".dng")
+"""Of pictures that are refused: animated, of layers or lines, or read on some machines only."""
 
 _LEAST = 8
+
+
+def is_picture(file: Path) -> bool:
+    """Whether its name says that it is a picture, of a kind that is read or of one that is refused."""
+    return file.suffix.lower() in ENDINGS + _OTHER_ENDINGS
 
 
 def read_picture(file: Path) -> Image.Image | str:
     """The picture as 8-bit RGB, turned as its camera was held, or what is wrong with it."""
     if not file.is_file():
         return "is missing"
+    if file.suffix.lower() in _OTHER_ENDINGS:
+        return f"is a {file.suffix.lower()} file; save it as .png"
     try:
         with Image.open(file) as opened:
             deep = _sixteen_bits(opened)

@@ -53,7 +53,7 @@ def score_keys(
         except (TypeError, ValueError) as error:
             raise RewardError(
                 f"Reward {name!r} cannot be cached, because a column of prompt {prompt.text!r} cannot be written as "
-                f"JSON ({error}); leave out scoring.cache or declare `cacheable = False` on the reward."
+                f"JSON ({error}); leave out scoring.cache (or --cache) or declare `cacheable = False` on the reward."
             ) from error
         keys.append(hashlib.sha256(head.encode() + b"\0" + pixels.tobytes()).digest())
     return keys
@@ -151,5 +151,6 @@ class Cache:
 
     def _refusal(self, reason: str) -> RewardError:
         return RewardError(
-            f"The reward cache {self.path} cannot be used ({reason}); delete it, or set scoring.cache to another file."
+            f"The reward cache {self.path} cannot be used ({reason}); delete it, or set scoring.cache (or --cache) to "
+            "another file."
         )

@@ -71,7 +71,13 @@ class RewardSet:
         return cls(read, failure_budget=failure_budget, cache=cache)
 
     def check(
-        self, prompts: Sequence[Prompt], *, height: int = 64, width: int = 64, training: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        height: int = 64,
+        width: int = 64,
+        training: bool = False,
+        cached: bool = False,
     ) -> tuple[float, float]:
         """Call every reward on two flat images and real prompts, before anything expensive starts.
 
@@ -84,6 +90,7 @@ class RewardSet:
             width: of the images to come, pixels.
             training: these prompts are trained on. Then rewards that learn must be able to learn from all of them, and
                 a reward with a weight must apply to one of them, as far as 16 tell. Held-out prompts need neither.
+            cached: a reward whose answer the cache has is not called, since that may cost money.
 
         Returns:
             How low and how high the weighted sum can come with the values seen.
@@ -101,18 +108,22 @@ class RewardSet:
         for name, reward in self.rewards.items():
             reward.check_prompts(texts)
             weight = self.specs[name].weight
-            weighted = weight * self._probe(name, images, prompts, must_apply=training and weight != 0)
+            keeps = cached and self.cache is not None and self.identity(name) is not None
+            weighted = weight * self._probe(name, images, prompts, training and weight != 0, keeps)
             if len(weighted):
                 low, high = low + float(weighted.min()), high + float(weighted.max())
         return low, high
 
-    def _probe(self, name: str, images: Tensor, prompts: Sequence[Prompt], *, must_apply: bool) -> Tensor:
+    def _probe(
+        self, name: str, images: Tensor, prompts: Sequence[Prompt], must_apply: bool, keeps: bool
+    ) -> Tensor:
         """A reward's scores of the images for the first prompt, of up to 16, that it applies to; none if to none."""
         reward = self.rewards[name]
         passed = reward.passed_columns(self._columns)
         probes = _probes(prompts, reward.required)
         for prompt in probes:
-            scores = reward(images, [prompt] * len(images), passed)
+            same = [prompt] * len(images)
+            scores = self._ask_kept(name, images, same) if keeps else reward(images, same, passed)
             if isinstance(scores, Failure):
                 raise RewardError(
                     f"Reward {name!r} failed on a probe of two flat images ({scores})."
@@ -126,6 +137,10 @@ class RewardSet:
                 "what it looks for."
             )
         return torch.empty(0)
+
+    def _ask_kept(self, name: str, images: Tensor, prompts: Sequence[Prompt]) -> Tensor | Failure:
+        scores, missed = self.ask(name, images, prompts, columns=self._columns)
+        return self.last_failure[name] if missed.any() else scores
 
     def score(
         self,

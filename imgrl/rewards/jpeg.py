@@ -1,7 +1,9 @@
 """Size of an image as JPEG: the reward that needs no weights (Black et al., DDPO, 2023).
 
-Quality 95 and 4:2:0 subsampling are pinned: both change the size, and library defaults may move. Headers
-alone are about 0.6 kB, so at 64 pixels the whole range is narrow; normalise per group before weighting.
+Quality 95 and 4:2:0 subsampling are pinned: both change the size, and library defaults may move. The range
+grows with the area: a flat image of 64 x 64 pixels takes 0.69 kB, nearly all of it headers, uniform noise
+5.4 kB, and pure black and white in every channel 6.4 kB; at 512 x 512 these are 4.7, 307 and 373 kB (measured
+with libjpeg-turbo 3.2). Such a range is narrow beside other rewards' 0 to 1; normalise per group before weighting.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ def jpeg_kilobytes(images: Tensor, *, quality: int = 95, subsampling: str = "4:2
 class Incompressibility:
     """Size in kB: rewards detail.
 
+    From 0.7 (flat) to 5.4 (noise) at 64 pixels, from 4.7 to 307 at 512.
+
     Args:
         quality: of the JPEG, 1 to 95.
         subsampling: of its colours, "4:4:4", "4:2:2" or "4:2:0".
@@ -50,7 +54,10 @@ class Incompressibility:
 
 
 class Compressibility(Incompressibility):
-    """Minus the size in kB, divided by 500: rewards smoothness."""
+    """Minus the size in kB, divided by 500: rewards smoothness.
+
+    From -0.011 (noise) to -0.0014 (flat) at 64 pixels, from -0.61 to -0.0094 at 512.
+    """
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """Score images [n, 3, H, W]; prompts play no role."""

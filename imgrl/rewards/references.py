@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imgrl.data.pictures import ENDINGS, read_picture
+from imgrl.data.pictures import ENDINGS, is_picture, read_picture
 from imgrl.errors import DataError
 
 __all__ = ["References", "fit", "load_references"]
@@ -100,7 +100,8 @@ def load_references(
 
     Raises:
         DataError: listing every file that is missing, unreadable, transparent, CMYK, deeper than 8 bits, smaller than
-            8 pixels or a copy of another; or saying that there are too few.
+            8 pixels, of a kind that is not read (such as .gif or .heic) or a copy of another; or saying that there are
+            too few.
     """
     if isinstance(source, str) and source.startswith("world:"):
         rendered = _rendered(source, height, width)
@@ -174,7 +175,7 @@ def _entries(source: str | Path | Sequence[str | Path]) -> Iterator[tuple[str | 
         return
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS)
+        files = sorted(file for file in path.rglob("*") if is_picture(file))
         if not files:
             raise DataError(f"The folder {path} holds no pictures ({', '.join(ENDINGS)}).")
         yield from ((None, file) for file in files)

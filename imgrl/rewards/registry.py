@@ -71,7 +71,8 @@ REWARDS: dict[str, RewardEntry] = {
     ),
     "jpeg_compressibility": RewardEntry(
         factory="imgrl.rewards.jpeg:Compressibility",
-        description="minus the image's size as JPEG (quality 95), kB / 500; higher is smoother",
+        description="minus the image's size as JPEG (quality 95), kB / 500; higher is smoother; -0.011 (noise) to "
+        "-0.0014 (flat) at 64 pixels, -0.61 to -0.0094 at 512",
     ),
     "jpeg": RewardEntry(
         factory="imgrl.rewards.jpeg:Compressibility",
@@ -79,7 +80,8 @@ REWARDS: dict[str, RewardEntry] = {
     ),
     "jpeg_incompressibility": RewardEntry(
         factory="imgrl.rewards.jpeg:Incompressibility",
-        description="the image's size as JPEG (quality 95) in kB; higher is busier",
+        description="the image's size as JPEG (quality 95) in kB; higher is busier; 0.7 (flat) to 5.4 (noise) "
+        "at 64 pixels, 4.7 to 307 at 512",
     ),
     "geneval": RewardEntry(
         factory="imgrl.rewards.geneval:GenEval",

@@ -19,6 +19,16 @@ def fails(images, prompts):
         raise RuntimeError("no idea")
     return [1.0] * len(prompts)
 
+class Judge:
+    identity = "judge of May"
+
+    def __call__(self, images, prompts):
+        with open("asked", "a") as file:
+            file.writelines(prompt + "\\n" for prompt in prompts)
+        if "broken" in prompts:
+            raise OSError("nobody there")
+        return images[:, 0].mean((1, 2))
+
 def together(images, prompts):
     return [0.0] * len(prompts)
 together.groupwise = True
@@ -105,6 +115,48 @@ def test_a_failure_is_counted_and_no_zero(imgrl, folder):
     assert "fails failed on 1 images, last: RuntimeError: no idea" in result.stderr
 
 
+def asked():
+    """What the judge was asked since the last time."""
+    file = Path("asked")
+    prompts = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return sorted(prompts)
+
+
+def judged(imgrl, folder, *options):
+    text = "{use: 'mine.py:Judge', retries: 0, batch: 1}"
+    result = imgrl("score", folder, "--reward", text, "--prompts", "p.txt", "--json", "s.json", *options)
+    assert result.exit_code == 0, result.output
+    return json.loads(Path("s.json").read_text()), result
+
+
+def test_a_cache_spares_every_question_that_was_answered(imgrl, folder):
+    """The probe of two flat pictures with the first prompt is a question as well."""
+    plain, _ = judged(imgrl, folder)
+    assert asked() == ["a cat"] * 4 + ["skip bad"]
+    for expected in (["a cat"] * 4 + ["skip bad"], []):
+        found, _ = judged(imgrl, folder, "--cache", "kept/scores.db")
+        assert asked() == expected and found == plain
+    assert [row["scores"]["Judge"] for row in plain["images"]] == pytest.approx([0.0, 1.0, 0.2])
+    Image.new("RGB", (16, 16), (102, 0, 0)).save(folder / "2.png")
+    found, _ = judged(imgrl, folder, "--cache", "kept/scores.db")
+    assert asked() == ["a cat"] and found["images"][2]["scores"]["Judge"] == pytest.approx(0.4)
+    judged(imgrl, folder)
+    assert len(asked()) == 5
+
+
+def test_failures_are_not_kept_and_say_the_same_each_time(imgrl, folder):
+    Path("p.txt").write_text("a cat\nbroken\na cat\n")
+    for expected in (["a cat"] * 4 + ["broken"], ["broken"]):
+        found, result = judged(imgrl, folder, "--cache", "scores.db")
+        assert asked() == expected
+        assert found["rewards"]["Judge"]["failed"] == 1 and found["rewards"]["Judge"]["applied"] == 2
+        assert found["rewards"]["Judge"]["last_failure"] == "OSError: nobody there"
+        assert [row["failed"] for row in found["images"]] == [[], ["Judge"], []]
+        assert found["images"][1]["scores"] == {"Judge": None}
+        assert "Judge failed on 1 images, last: OSError: nobody there" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
@@ -118,6 +170,7 @@ def test_a_failure_is_counted_and_no_zero(imgrl, folder):
         (["--reward", "mine.py:red", "--prompts", "two.txt"], "has 3 pictures and two.txt has 2 prompts"),
         (["--reward", "mine.py:red", "--prompts", "absent.txt"], "There is no prompt file"),
         (["--reward", "mine.py:red", "--json", "p.txt/s.json"], "--json p.txt/s.json cannot be written"),
+        (["--reward", "mine.py:red", "--cache", "p.txt/s.db"], "The reward cache p.txt/s.db cannot be used"),
     ],
 )
 def test_refused(refused, folder, options, part):

@@ -35,6 +35,16 @@ def test_in_the_order_of_names(folder):
     assert [pair.prompt.id for pair in pairs] == [0, 1, 2]
 
 
+def test_a_picture_of_another_kind_is_not_passed_over(folder):
+    """Left out, it would shift the prompts of those after it; where rows name their files, it may lie there."""
+    Image.new("P", (16, 16)).save(folder / "aa.gif")
+    (folder / "p.txt").write_text("1\n2\n3\n4")
+    with pytest.raises(DataError, match=r"1 pictures cannot be scored; .*aa\.gif is a \.gif file"):
+        load_pairs(folder, folder / "p.txt")
+    (pair,) = load_pairs(folder, rows(folder, {"file": "a.png", "prompt": "x"}))
+    assert pair.file.name == "a.png"
+
+
 def test_columns_without_files_keep_the_order(folder):
     file = rows(folder, *({"prompt": f"p{i}", "tag": i} for i in range(3)))
     pairs = load_pairs(folder, file)

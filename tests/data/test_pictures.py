@@ -88,6 +88,23 @@ def test_what_is_wrong_is_said(tmp_path, kind, told):
     assert read_picture(file) == told
 
 
+def test_kinds_that_are_refused_by_their_ending(tmp_path):
+    """Pillow would read a GIF's first frame, and HEIC with a plugin; neither is what a person or every machine sees."""
+    for name in ("p.gif", "P.HEIC"):
+        Image.new("P", (16, 16)).save(tmp_path / name, "GIF")
+        assert read_picture(tmp_path / name) == f"is a {name[1:].lower()} file; save it as .png"
+    assert read_picture(tmp_path / "gone.gif") == "is missing"
+
+
+@pytest.mark.parametrize("ending", ["tif", "TIFF", "jfif"])
+def test_less_usual_endings_are_read(tmp_path, ending):
+    image = Image.new("RGB", (16, 24), (200, 100, 50))
+    image.save(tmp_path / f"p.{ending}", "JPEG" if ending == "jfif" else "TIFF")
+    picture = read_picture(tmp_path / f"p.{ending}")
+    assert isinstance(picture, Image.Image) and picture.mode == "RGB" and picture.size == (16, 24)
+    assert picture.getpixel((5, 5)) == pytest.approx((200, 100, 50), abs=2)  # a JPEG rounds its colours
+
+
 def test_grey_and_opaque_pictures_are_read(tmp_path):
     for kind, expected in (("grey", (128, 128, 128)), ("opaque", (255, 0, 0))):
         write(tmp_path / "p.png", kind)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from imgrl.flow import sigma_schedule
-from imgrl.flow.trajectory import StochasticSampler
+from imgrl.flow.trajectory import StochasticSampler, sample_path
 
 MEAN, SD = 2.0, 0.5
 
@@ -68,6 +68,17 @@ def test_exact_final_deviation_on_sd3s_grid():
     assert final_moments(sde, sigma_schedule(10).double(), random=range(2))[1] == pytest.approx(
         0.38875, abs=6e-6
     )
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("sde", 0.38875), ("cps", 0.35906)])
+def test_drawn_samples_have_these_moments(kind, expected):
+    """SD3's grid of 10, the first two steps random; the standard errors are below 0.001."""
+    sampler, sigmas = StochasticSampler(kind=kind, window=2), sigma_schedule(10).double()
+    generator = torch.Generator().manual_seed(0)
+    noises = torch.randn(3, 200_000, 1, generator=generator, dtype=torch.float64)
+    path = sample_path(toy_velocity, noises[0], sigmas, sampler, start=0, noises=noises[1:])
+    assert path.clean.mean().item() == pytest.approx(MEAN, abs=0.003)
+    assert path.clean.std().item() == pytest.approx(expected, abs=0.003)
 
 
 @given(

@@ -217,6 +217,31 @@ def test_the_probe_before_a_run_asks_the_reward_itself(tmp_path):
     assert Plain.asked == 2
 
 
+@pytest.mark.parametrize(
+    ("use", "calls"), [(Plain(), 1), (Learner(), 2), (Groupwise(), 2), (Unwilling(), 2), (Anonymous(), 2)]
+)
+def test_a_probe_may_be_spared_where_the_cache_knows_its_answer(tmp_path, use, calls):
+    type(use).asked = 0
+    rewards = RewardSet.from_specs({"r": {"use": use, "weight": 2.0}}, cache=tmp_path / "scores.db")
+    assert [rewards.check(PROMPTS, cached=True) for _ in range(2)] == [(1.0, 1.0)] * 2
+    assert type(use).asked == calls
+
+
+def test_a_probe_by_way_of_the_cache_fails_in_the_same_words(tmp_path):
+    class Broken:
+        identity = "broken"
+
+        def __call__(self, images, prompts):
+            raise OSError("nobody there")
+
+    rewards = RewardSet.from_specs({"r": {"use": Broken(), "retries": 0}}, cache=tmp_path / "scores.db")
+    for cached in (False, True, True):
+        with pytest.raises(
+            RewardError, match=r"'r' failed on a probe of two flat images \(OSError: nobody there"
+        ):
+            rewards.check(PROMPTS, cached=cached)
+
+
 @settings(max_examples=30, deadline=None)
 @given(texts=st.lists(st.text(max_size=6), min_size=2, max_size=2, unique=True), level=st.integers(0, 255))
 def test_keys_differ_where_anything_differs(texts, level):

@@ -104,6 +104,22 @@ def test_cross_entropy_finds_the_log_ratio():
     assert 2 * loss == pytest.approx(1.16346, abs=0.01)
 
 
+def test_exchanging_the_sides_turns_the_trained_logit_around():
+    """D16; the sides differ in number, so that the balance is exchanged with them."""
+    real, fake = two_gaussians()
+    real = real[:10_000]
+
+    def trained(references, generated):
+        x = torch.cat([references, generated])
+        side = torch.arange(len(x)) < len(references)
+        return fit(lambda w: balanced(side_loss(w[0] * x + w[1], side, kind="bce"), side))[0]
+
+    (slope, intercept), (turned_slope, turned_intercept) = trained(real, fake), trained(fake, real)
+    assert slope > 0.9 and intercept < -0.4  # of the log-ratio, x - 1/2
+    assert turned_slope == pytest.approx(-slope, abs=1e-5)
+    assert turned_intercept == pytest.approx(-intercept, abs=1e-5)
+
+
 def test_preference_finds_the_log_ratio_up_to_a_constant():
     real, fake = two_gaussians()
     (slope, _), _ = fit(lambda w: preference_loss(w[0] * real + w[1], w[0] * fake + w[1]).mean())

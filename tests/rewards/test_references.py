@@ -28,6 +28,14 @@ def test_a_folder_with_its_subfolders(tmp_path):
     assert torch.equal(listed.images, torch.stack(expected[::-1]))
 
 
+def test_a_folder_of_scans(tmp_path):
+    expected = [paint(tmp_path / name, seed) for seed, name in enumerate(["a.tif", "b.TIFF"])]
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "c.jfif", "JPEG")
+    found = load_references(tmp_path, height=16, width=16)
+    assert found.files == tuple(str(tmp_path / name) for name in ("a.tif", "b.TIFF", "c.jfif"))
+    assert torch.equal(found.images[:2], torch.stack(expected))
+
+
 def test_prompts_with_their_own(tmp_path):
     for seed, name in enumerate("abc"):
         paint(tmp_path / f"{name}.png", seed)
@@ -79,6 +87,30 @@ def test_every_fault_is_listed_at_once(tmp_path):
     assert message.startswith("4 of 5 reference images cannot be used; mend or remove them: ")
     assert f"copy.png is the same picture as {tmp_path / 'a.png'}" in message
     for part in ("small.png is only 7 x 40", "print.jpg is CMYK", "text.png cannot be read"):
+        assert part in message
+
+
+def test_pictures_that_are_not_read_are_faults_and_not_passed_over(tmp_path):
+    paint(tmp_path / "a.png")
+    Image.new("P", (16, 16)).save(tmp_path / "moving.gif")
+    for name in ("telephone.HEIC", "b/telephone.heif", "web.avif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"any")
+    (tmp_path / "broken.bmp").write_bytes(b"BM")
+    deep = np.full((16, 16), 40_000, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "scan.tif")
+    with pytest.raises(DataError) as told:
+        load_references(tmp_path, height=16, width=16)
+    message = str(told.value)
+    assert message.startswith("6 of 7 reference images cannot be used; mend or remove them: ")
+    for part in (
+        "moving.gif is a .gif file; save it as .png",
+        "telephone.HEIC is a .heic file",
+        "telephone.heif is a .heif file",
+        "web.avif is a .avif file",
+        "broken.bmp cannot be read",
+        "scan.tif has more than 8 bits a channel",
+    ):
         assert part in message
 
 

@@ -196,6 +196,36 @@ def test_far_samples_lose_their_outward_gradient_only():
     assert mask.tolist() == [0, 1, 1, 0, 1]
 
 
+@pytest.mark.parametrize("ratio", ["plain", "guard"])
+def test_the_loss_holds_back_what_is_far_and_would_go_on(ratio):
+    """Half the rows move far, with advantages of both signs; the clip is too wide to do the mask's work."""
+    sampler = StochasticSampler()
+    point = transition(rollout(sampler, n=64), 2)
+    far = torch.arange(64) % 2 == 0
+    direction = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    moved = torch.where(far, 0.1, 0.001).view(-1, 1, 1, 1) * direction
+    v = (field(point.state, point.sigmas[point.index]) + moved).requires_grad_()
+    advantage = torch.where(torch.arange(64) % 4 < 2, 1.0, -1.0)
+    # A.7: KL = factor |dv|^2, about 1e-2 factor for the far rows and 1e-6 factor for the near
+    sigma, after = (float(point.sigmas[point.index + k]) for k in (0, 1))
+    diffusion = 0.7 * (sigma / (1 - sigma)) ** 0.5
+    factor = (sigma - after) / 2 * (1 / diffusion + diffusion * (1 - sigma) / (2 * sigma)) ** 2
+    objective = GRPO(sampler=sampler, ratio=ratio, clip=10.0, divergence_limit=1e-4 * factor)
+    out = objective.loss(batch_of(point, v, advantage))
+    (gradient,) = torch.autograd.grad(out.loss.sum(), v)
+    # outward: the sample has become more likely and is wanted, or less likely and is not; the density by torch
+    normal = torch.distributions.Normal(point.mean, diffusion * (sigma - after) ** 0.5)
+    before = normal.log_prob(point.after).mean((1, 2, 3))
+    shift = -(sigma - after) * (1 + diffusion**2 * (1 - sigma) / (2 * sigma)) * moved
+    now = torch.distributions.Normal(point.mean + shift, normal.scale).log_prob(point.after).mean((1, 2, 3))
+    held = far & ((now - before) * advantage > 0)
+    assert held[advantage > 0].any() and held[advantage < 0].any() and (far & ~held).any()
+    assert ((gradient == 0).flatten(1).all(1) == held).all()
+    assert (
+        torch.equal(out.metrics["held"], held.float()) and out.metrics["policy_loss"][held].abs().max() == 0
+    )
+
+
 @given(low=st.floats(0, 0.5), high=st.floats(0, 0.5), log_ratio=st.floats(-1, 1), advantage=st.floats(-3, 3))
 def test_the_surrogate_is_pessimistic_and_flat_beyond_its_clip(low, high, log_ratio, advantage):
     exponent = torch.tensor(log_ratio, dtype=torch.float64, requires_grad=True)
