@@ -17,6 +17,7 @@ from imgrl.errors import BudgetError
 from imgrl.recipe import Recipe
 from imgrl.training import run_folder
 from imgrl.training.distributed import World
+from imgrl.training.faults import note_faults
 from imgrl.training.heldout import HeldOut, warnings_of
 from imgrl.training.interrupt import Interrupt
 from imgrl.training.learning import Alarms, learn_from
@@ -117,8 +118,14 @@ class Trainer:
             learned = learn_from(rollout, parts.rewards, world, waited=waits)
         self.round += 1
         self.seconds += world.first(time.perf_counter() - start)
-        row = self._row(rollout, advantages, result, world) | decays | learned
+        images = recipe.batch.groups * recipe.batch.group_size
+        failed, faults = note_faults(
+            parts.folder, self.round, rollout.scores, parts.rewards, images=images, world=world
+        )
+        row = self._row(rollout, advantages, result, world) | failed | decays | learned
         reporter.round_end(self.round, row)
+        for fault in faults:
+            reporter.message(fault)
         if not advantages.valid.any():
             reporter.message(
                 f"round {self.round} taught nothing: no image got a score, as the rewards failed"
@@ -184,11 +191,9 @@ class Trainer:
         images = groups * self.recipe.batch.group_size
         row = {"reward": _mean(scores.total, world)}
         row |= {f"reward/{name}": _mean(values, world) for name, values in scores.values.items()}
-        (failed,) = world.add_numbers([float(sum(scores.failures.values()))])
         row |= {
             "groups/zero_variance": len(advantages.zero_variance_groups) / groups,
             "groups/dropped": len(advantages.dropped_groups) / groups,
-            "reward/failed": failed,
             "reward/masked": 1 - float(advantages.valid.double().mean()),
             "images": float(images * self.round),
             "optimizer_steps": float(self.step),

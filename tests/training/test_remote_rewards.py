@@ -1,6 +1,8 @@
 """A run whose reward server is killed in the middle of a round: samples are masked, nothing becomes a zero."""
 
+import json
 import threading
+from pathlib import Path
 
 import pytest
 from reward_servers import answers, free_port, serve_file, wait_until
@@ -105,10 +107,13 @@ def far(recipe, server, *, budget, **settings):
 
 def test_a_round_with_a_dead_server_is_masked_and_the_next_is_whole(recipe, server, undisturbed):
     reference, scores = undisturbed
-    found = rounds(
-        far(recipe, server, budget=0.7, retries=0), round_2=server.last.touch, round_3=lambda: server.start()
-    )
+    made = far(recipe, server, budget=0.7, retries=0)
+    found = rounds(made, round_2=server.last.touch, round_3=lambda: server.start())
     assert [row["reward/failed"] for row in found] == [0, 0, 4, 0]
+    assert [row["reward/mine/failed"] for row in found] == [0, 0, 4, 0]
+    (fault,) = map(json.loads, (Path(made.run.dir) / "faults.jsonl").read_text().splitlines())
+    assert "refused" in fault.pop("last")  # of the last call that failed: nobody listened
+    assert fault == {"round": 3, "reward": "mine", "failed": 4, "images": 6}
     assert [row["reward/masked"] for row in found] == pytest.approx([0, 0, 4 / 6, 0])
     assert [row["groups/dropped"] for row in found] == pytest.approx([0, 0, 2 / 3, 0])
     for mine, other in zip(found[:2], reference[:2], strict=True):

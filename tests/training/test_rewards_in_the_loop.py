@@ -132,7 +132,10 @@ def test_a_round_without_a_single_score_teaches_nothing_within_the_budget(recipe
     rows = [row for row in rows_of(made.run.dir) if "images" in row]
     assert [row["reward/masked"] for row in rows] == [0, 1, 0] and rows[1]["reward"] is None
     assert [row["optimizer_steps"] for row in rows] == [1, 1, 2]
-    assert told.messages[:-1] == ["round 2 taught nothing: no image got a score, as the rewards failed"]
+    assert told.messages[:-1] == [
+        "round 2: reward 'mine' failed on 6 of 6 images, which are masked (ConnectionError: server gone)",
+        "round 2 taught nothing: no image got a score, as the rewards failed",
+    ]
 
 
 def test_a_lambda_trains(recipe):
