@@ -572,3 +572,16 @@ def test_what_was_trained_before_a_reward_died_is_kept(name, dies, lm, teacher, 
     run("--resume", tmp_path / "ill")
     whole, healed = (load_file(tmp_path / f / "model" / "model.safetensors") for f in ("whole", "ill"))
     assert all(torch.equal(tensor, healed[key]) for key, tensor in whole.items())
+
+
+def test_without_a_recipe_the_bundled_model_trains_and_says_how_it_stood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ["run.steps=2", "batch.groups=2", "evaluation.limit=4", "evaluation.samples=2", "evaluation.every=0"]
+    output = run(*short, "checkpoint.every=2")
+    (folder,) = (tmp_path / "runs").iterdir()  # named by the recipe and the time
+    saved, summary = resolve_text(folder / "config.yaml"), json.loads((folder / "summary.json").read_text())
+    assert (saved.model.path, saved.objective.name) == ("tiny-lm", "grpo")
+    before, after = summary["before"]["pass@1"], summary["after"]["pass@1"]
+    assert f"held-out pass@1 before training: {before:.3f}\n" in output
+    assert f"held-out pass@1 after 2 steps: {after:.3f} (before: {before:.3f})\n" in output
+    assert 0.2 < before < 0.7  # of 8 answers: it is the model that can be improved, no random one
