@@ -71,6 +71,7 @@ def sampled_kl(
     As values, k1 and k3 are unbiased and k2 is not. As losses on fixed samples they differ: k1 has a mean
     gradient of zero, k2 gives the reverse KL's gradient and k3 the forward KL's.
     """
+    log_ratio = full_precision(log_ratio)
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":

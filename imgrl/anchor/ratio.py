@@ -49,9 +49,13 @@ def log_ratio(
     mask: Float[Tensor, " n t"],
     level: Literal["token", "sequence", "mean"] = "sequence",
 ) -> Tensor:
-    """``log policy - log anchor`` of realised tokens: ``[n, t]`` by token, or ``[n]`` summed or averaged."""
+    """``log policy - log anchor`` of realised tokens: ``[n, t]`` by token, or ``[n]`` summed or averaged.
+
+    In float32 or better. What stands off the mask, even NaN, has no influence.
+    """
     require_same_shape(log_prob=log_prob, log_prob_anchor=log_prob_anchor, mask=mask)
-    ratio = (log_prob - log_prob_anchor.detach()) * mask
+    ratio = full_precision(log_prob) - full_precision(log_prob_anchor).detach()
+    ratio = torch.where(mask > 0, ratio, 0.0)
     if level == "token":
         return ratio
     if level == "sequence":
@@ -63,7 +67,7 @@ def log_ratio(
 
 def anchored_softmax(log_ratios: Float[Tensor, " b g"], *, temperature: float) -> Float[Tensor, " b g"]:
     """Log-probabilities of a group's candidates under ``softmax(log_ratio / temperature)`` (ADPO)."""
-    return (log_ratios / temperature).log_softmax(-1)
+    return (full_precision(log_ratios) / temperature).log_softmax(-1)
 
 
 def centered_match(

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from imgrl.anchor import Mixture, categorical_kl, identity
 from imgrl.anchor.centering import Gather
-from imgrl.flow.conventions import full_precision
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, finite
 
 __all__ = ["MetaDistill", "Operator", "meta_distill_loss", "meta_target"]
@@ -66,7 +65,7 @@ def meta_target(
         weights=(*((1 - strength) * weight for weight in own), strength),
         space="log" if operator == "geometric" else "prob",
     )
-    return mixture(*(full_precision(logits) for logits in (*generations, base)))
+    return mixture(*generations, base)
 
 
 def meta_distill_loss(logits: Float[Tensor, " *n v"], target: Float[Tensor, " *n v"]) -> Float[Tensor, " *n"]:
