@@ -83,7 +83,8 @@ class MetaDistill:
     """Distillation of the last generation, anchored in the base.
 
     The trainer freezes the student at each generation's start, mixes it with the base teacher on texts that the
-    student writes, and fills ``target_kl`` with ``meta_distill_loss`` of that target. Rewards are looked at only.
+    student writes, and fills ``target_kl`` with ``meta_distill_loss`` of that target. Rewards are looked at only. A
+    recipe names one base teacher; ``target`` takes the ``Mixture`` of several.
 
     Example:
         ``MetaDistill(strength=0.5, operator="geometric")``
@@ -93,7 +94,7 @@ class MetaDistill:
     paper: ClassVar[str] = "arXiv 2601.13100"
     kind: ClassVar[Literal["online"]] = "online"
     anchored: ClassVar[tuple[str, str, str]] = (
-        "frozen base teachers mixed with a copy of the last generation",
+        "frozen base teacher (from Python also a Mixture of several), mixed with a copy of the last generation",
         "exact forward KL from the mixture",
         "the loss itself",
     )
