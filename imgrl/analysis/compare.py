@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +18,7 @@ from imgrl.errors import ConfigError, ModelError
 __all__ = ["Pairing", "compare", "pair"]
 
 _SHOWN = 3
+_BUFFERS = ("I64", "BOOL")  # indices such as position_ids, and masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +61,21 @@ def pair(base: Path, tuned: Sequence[Path], pattern: str | None = None) -> Pairi
         notes += _missing(before, weights, base, path)
     names = [name for name in common if _is_float(before[name])]
     if not any(before[name].side > 1 for name in names):
-        raise ModelError(
-            f"{base} and {', '.join(map(str, tuned))} have no matrix in common (the first has {_some(before)}; the "
-            f"second {_some(after[0])}): give two versions of one model"
-        )
-    names = [name for name in names if pattern is None or _fits(name, pattern)]
+        raise ModelError(f"{base} and {', '.join(map(str, tuned))} {_no_matrix(before, after[0], common)}")
+    names, common = ([name for name in some if _fits(name, pattern)] for some in (names, common))
+    unread = _unread(before, common)
     if not names:
-        raise ConfigError(f"--layers {pattern!r} fits no common tensor: names are such as {_some(before)}")
+        nothing = f"no common tensor: names are such as {_some(before)}"
+        raise ConfigError(
+            f"--layers {pattern!r} fits {f'only tensors {_stored(unread)}' if unread else nothing}"
+        )
     touched = [name for name in names if any(weights[name] is not before[name] for weights in after)]
     return Pairing(
         base=before,
         tuned=after,
         names=tuple(sorted(touched, key=_natural)),
         untouched=sum(before[name].parameters for name in names) - sum(before[n].parameters for n in touched),
-        notes=(*notes, *_precisions(before, after, touched, tuned)),
+        notes=(*notes, *_left_out(unread), *_precisions(before, after, touched, tuned)),
     )
 
 
@@ -123,6 +125,37 @@ def _missing(before: Weights, after: Weights, base: Path, path: Path) -> list[st
     return notes
 
 
+def _unread(before: Weights, names: Sequence[str]) -> dict[str, list[str]]:
+    """Names of weights that cannot be compared, by what they are stored as."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if (kind := before[name].unread) and kind not in _BUFFERS and len(before[name].original) > 1:
+            found.setdefault(kind, []).append(name)
+    return found
+
+
+def _left_out(unread: Mapping[str, Sequence[str]]) -> list[str]:
+    return [
+        f"{len(names)} tensors are stored as {kind}, which cannot be compared, and are left out, such as {names[0]}"
+        for kind, names in unread.items()
+    ]
+
+
+def _stored(unread: Mapping[str, Sequence[str]]) -> str:
+    first = next(iter(unread.values()))[0]
+    kinds = " and ".join(unread)
+    return f"stored as {kinds}, which cannot be compared, such as {first}: save both in bfloat16 or float32"
+
+
+def _no_matrix(before: Weights, after: Weights, common: Sequence[str]) -> str:
+    if unread := _unread(before, common):
+        return f"have only matrices in common that are {_stored(unread)}"
+    return (
+        f"have no matrix in common (the first has {_some(before)}; the second {_some(after)}): "
+        "give two versions of one model"
+    )
+
+
 def _precisions(
     before: Weights, after: Sequence[Weights], names: Sequence[str], tuned: Sequence[Path]
 ) -> list[str]:
@@ -145,7 +178,9 @@ def _is_float(matrix: Matrix) -> bool:
     return matrix.dtype != torch.int8
 
 
-def _fits(name: str, pattern: str) -> bool:
+def _fits(name: str, pattern: str | None) -> bool:
+    if pattern is None:
+        return True
     return fnmatchcase(name, pattern) if "*" in pattern else pattern in name
 
 

@@ -19,6 +19,7 @@ __all__ = ["BLOCK", "Matrix", "Weights", "as_matrix", "blocks", "index_file", "o
 BLOCK = 1 << 20
 """Entries of a matrix in memory at once."""
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_KINDS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "I32": "int32"}
 _NETWORKS = ("transformer", "unet")  # the trained part of a diffusers pipeline
 _KERNEL = 16  # a 3-D tensor with a longer last side is a stack of matrices, not a 1-D convolution
 
@@ -37,6 +38,8 @@ class Matrix:
     """The stored matrix that an adapter is added to."""
     original: tuple[int, ...] = ()
     """Shape of the tensor in its file."""
+    unread: str = ""
+    """What it is stored as where that cannot be read, such as float8_e4m3fn; ``dtype`` is then int8."""
 
     @property
     def parameters(self) -> int:
@@ -173,17 +176,22 @@ def index_file(path: Path) -> dict[str, Matrix]:
         shape = tuple(entry.get("shape", ()))
         if name == "__metadata__" or not math.prod(shape):
             continue
-        dtype, place = _DTYPES.get(entry["dtype"], torch.int8), 8 + size + entry["data_offsets"][0]
+        kind = str(entry["dtype"])
+        dtype, place = _DTYPES.get(kind, torch.int8), 8 + size + entry["data_offsets"][0]
+        unread = "" if kind in _DTYPES else _KINDS.get(kind, kind)
         if len(shape) == 3 and shape[0] > 1 and shape[2] > _KERNEL:
             step = math.prod(shape[1:]) * dtype.itemsize
             for i in range(shape[0]):
-                found[f"{name}[{i}]"] = _stored(stream, f"{name}[{i}]", shape[1:], dtype, place + i * step)
+                part = f"{name}[{i}]"
+                found[part] = _stored(stream, part, shape[1:], dtype, place + i * step, unread)
         else:
-            found[name] = _stored(stream, name, shape, dtype, place)
+            found[name] = _stored(stream, name, shape, dtype, place, unread)
     return found
 
 
-def _stored(stream: BinaryIO, name: str, shape: tuple[int, ...], dtype: torch.dtype, place: int) -> Matrix:
+def _stored(
+    stream: BinaryIO, name: str, shape: tuple[int, ...], dtype: torch.dtype, place: int, unread: str
+) -> Matrix:
     sides = _sides(shape)
 
     def rows(a: int, b: int) -> Tensor:
@@ -193,7 +201,7 @@ def _stored(stream: BinaryIO, name: str, shape: tuple[int, ...], dtype: torch.dt
             raise ModelError(f"{stream.name} became shorter while it was read: let its writer finish")
         return torch.frombuffer(buffer, dtype=dtype).reshape(b - a, sides[1])
 
-    return Matrix(name=name, shape=sides, dtype=dtype, rows=rows, original=shape)
+    return Matrix(name=name, shape=sides, dtype=dtype, rows=rows, original=shape, unread=unread)
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:

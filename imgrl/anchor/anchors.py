@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.anchor.schedule import Constant, Schedule
-from imgrl.flow import guided
+from imgrl.flow import full_precision, guided
 
 __all__ = ["AdapterOff", "Anchor", "Ema", "Frozen", "Guided", "Mixture", "Snapshot", "Switch", "blend"]
 
@@ -129,12 +129,12 @@ class Mixture:
             raise ValueError(f"Unknown mixture space {self.space!r}; choose 'log' or 'prob'.")
 
     def __call__(self, *log_probs: Float[Tensor, " *n k"]) -> Float[Tensor, " *n k"]:
-        """Normalised log-probabilities of the mixture, without gradient."""
+        """Normalised log-probabilities of the mixture in float32 or better, without gradient."""
         if len(log_probs) != len(self.weights):
             raise ValueError(
                 f"Expected {len(self.weights)} anchors for {self.weights}, got {len(log_probs)}."
             )
-        stacked = torch.stack([item.detach().log_softmax(-1) for item in log_probs])
+        stacked = torch.stack([full_precision(item.detach()).log_softmax(-1) for item in log_probs])
         weights = stacked.new_tensor(self.weights).view(-1, *[1] * (stacked.ndim - 1))
         if self.space == "prob":
             return torch.logsumexp(stacked + weights.log(), 0)

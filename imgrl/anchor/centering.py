@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from imgrl.flow.conventions import full_precision
+
 __all__ = ["Gather", "center", "group_mean", "group_softmax", "identity"]
 
 Gather = Callable[[Tensor], Tensor]
@@ -61,7 +63,10 @@ def center(
 def group_softmax(
     x: Float[Tensor, " n"], group: Int[Tensor, " n"], *, temperature: float, gather: Gather = identity
 ) -> Float[Tensor, " n"]:
-    """Softmax of ``x / temperature`` inside each group, without gradient: weights that sum to 1 per group."""
-    scaled = x.detach() / temperature
+    """Softmax of ``x / temperature`` inside each group, in float32 or better: weights that sum to 1 per group.
+
+    They have no gradient.
+    """
+    scaled = full_precision(x.detach()) / temperature
     members = torch.where(_same_group(group, gather), gather(scaled), -torch.inf)
     return (scaled - members.logsumexp(1)).exp()

@@ -18,7 +18,7 @@ def velocity_gap(v: Float[Tensor, " n *d"], v_anchor: Float[Tensor, " n *d"]) ->
     """Mean squared distance of velocities: the KL of flow models up to a weight by noise level.
 
     The path KL weights this by ``(1 - sigma) / sigma`` and sums over dimensions; this is the unweighted mean
-    that CRD, DiffusionNFT and AWM train.
+    that CRD (arXiv 2603.14128), DiffusionNFT (arXiv 2509.16117) and AWM (arXiv 2509.25050) train.
     """
     require_same_shape(v=v, v_anchor=v_anchor)
     return mean_dims((full_precision(v) - full_precision(v_anchor).detach()) ** 2)
@@ -29,7 +29,8 @@ def transition_gap(
 ) -> Float[Tensor, " n"]:
     """KL of two Gaussians of equal ``std``, per dimension: ``mean_d (mean - mean_anchor)^2 / (2 std^2)``.
 
-    In nats. ``std`` is the real standard deviation of the step, ``sqrt(-dt)`` included.
+    In nats. ``std`` is the real standard deviation of the step, ``sqrt(-dt)`` included. Flow-GRPO's KL (arXiv
+    2505.05470), whose code leaves that factor to the KL's weight.
     """
     require_same_shape(mean=mean, mean_anchor=mean_anchor)
     mean = full_precision(mean)
@@ -71,6 +72,7 @@ def sampled_kl(
     As values, k1 and k3 are unbiased and k2 is not. As losses on fixed samples they differ: k1 has a mean
     gradient of zero, k2 gives the reverse KL's gradient and k3 the forward KL's.
     """
+    log_ratio = full_precision(log_ratio)
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":

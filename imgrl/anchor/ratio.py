@@ -23,12 +23,12 @@ def denoising_gain(
     adaptive: bool = True,
     floor: float = 1e-5,
 ) -> Float[Tensor, " n"]:
-    """How much better than the old copy the policy denoises each sample: CRD's implicit reward R.
+    """How much better than the old copy the policy denoises each sample: CRD's implicit reward R (arXiv 2603.14128).
 
     ``R = -(mean_d (v - target)^2 / w - mean_d (v_old - target)^2 / w_old)`` at one shared noise level and
     noise; it stands in for ``log p / p_old``. ``w`` is 1, or with ``adaptive`` the mean absolute error
-    without gradient, at least ``floor``, which makes R comparable across noise levels. Computed in float32 or
-    better: R is a small difference of large numbers.
+    without gradient, at least ``floor``, which makes R comparable across noise levels: both forms are those of
+    the first author's code. Computed in float32 or better: R is a small difference of large numbers.
     """
     require_same_shape(v=v, v_old=v_old, target=target)
     target = full_precision(target).detach()
@@ -48,10 +48,14 @@ def log_ratio(
     *,
     mask: Float[Tensor, " n t"],
     level: Literal["token", "sequence", "mean"] = "sequence",
-) -> Tensor:
-    """``log policy - log anchor`` of realised tokens: ``[n, t]`` by token, or ``[n]`` summed or averaged."""
+) -> Float[Tensor, " n t"] | Float[Tensor, " n"]:
+    """``log policy - log anchor`` of realised tokens: ``[n, t]`` by token, or ``[n]`` summed or averaged.
+
+    In float32 or better. What stands off the mask, even NaN, has no influence.
+    """
     require_same_shape(log_prob=log_prob, log_prob_anchor=log_prob_anchor, mask=mask)
-    ratio = (log_prob - log_prob_anchor.detach()) * mask
+    ratio = full_precision(log_prob) - full_precision(log_prob_anchor).detach()
+    ratio = torch.where(mask > 0, ratio, 0.0)
     if level == "token":
         return ratio
     if level == "sequence":
@@ -62,8 +66,11 @@ def log_ratio(
 
 
 def anchored_softmax(log_ratios: Float[Tensor, " b g"], *, temperature: float) -> Float[Tensor, " b g"]:
-    """Log-probabilities of a group's candidates under ``softmax(log_ratio / temperature)`` (ADPO)."""
-    return (log_ratios / temperature).log_softmax(-1)
+    """Log-probabilities of a group's candidates under ``softmax(log_ratio / temperature)``.
+
+    The anchored distribution of ADPO (arXiv 2510.18913).
+    """
+    return (full_precision(log_ratios) / temperature).log_softmax(-1)
 
 
 def centered_match(
@@ -76,11 +83,12 @@ def centered_match(
     temperature: float | None = None,
     gather: Gather = identity,
 ) -> Float[Tensor, " n"]:
-    """CRD's regression: the centred, scaled log-ratio onto the centred target, per sample.
+    """CRD's regression (arXiv 2603.14128): the centred, scaled log-ratio onto the centred target, per sample.
 
     ``mse`` is ``(beta ratio~ - target~)^2``; ``bce`` the logistic loss of ``beta ratio~`` against
     ``sigmoid(target~)``. With a ``temperature`` the loss is the average of two, whose baselines lean towards
-    the best and the worst of the group (softmax of plus and minus the target); None is the plain mean.
+    the best and the worst of the group (softmax of plus and minus the target); None is the plain mean. The
+    logistic form and the two baselines are those of the first author's code.
     """
     if temperature is not None and not temperature > 0:
         raise ValueError(f"Expected temperature > 0, or None for the plain group mean, got {temperature}.")

@@ -108,7 +108,9 @@ GENEVAL_SAMPLING = PRESETS["slow"]
 
 
 def adaptive_weight(rho: Float[Tensor, " n"], *, value: float, floor: float = 1e-4) -> Float[Tensor, " n"]:
-    """Strength that rises with ``rho`` in [0, 1]: ``floor + rho (value - floor)`` (CRD's reward-adaptive KL).
+    """Strength that rises with ``rho`` in [0, 1]: ``floor + rho (value - floor)``.
+
+    CRD's reward-adaptive KL (arXiv 2603.14128), as its first author's code has it.
 
     Raises ValueError if ``value < floor``: the strength would then fall as the reward rises.
     """

@@ -38,11 +38,20 @@ def load_rows(source: str, *, count: int, seed: int = 0, needs: Collection[str])
                 raise ConfigError(
                     f"{source} has no column {column!r} in row {number}; it has {', '.join(row)}"
                 )
-            if row[column] is None or not str(row[column]).strip():
+            if _empty(row[column]):
                 raise ConfigError(
                     f"{source} has an empty {column!r} in row {number}; fill it or drop the row"
                 )
     return rows
+
+
+def _empty(value: Any) -> bool:
+    """Whether it says nothing: no value, a blank text, or a conversation whose last message is blank or missing."""
+    if isinstance(value, list):
+        value = value[-1] if value else None
+    if isinstance(value, dict):
+        value = value.get("content", value)
+    return value is None or not str(value).strip()
 
 
 def _arithmetic(split: str, count: int, seed: int) -> list[dict[str, Any]]:

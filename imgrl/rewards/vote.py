@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from imgrl.objectives.text.votes import Ties, vote_rewards
-from imgrl.rewards.verifiers import Exact, Math, Regex
+from imgrl.rewards.verifiers import Exact, Math, Regex, completion_text
 
 __all__ = ["Vote"]
 
@@ -45,11 +45,13 @@ class Vote:
         self.ties: Ties = ties
         self.leave_one_out = leave_one_out
 
-    def __call__(self, completions: Sequence[str], prompts: Sequence[str]) -> list[float | None]:
-        """Rewards of a group's completions."""
-        if (count := len(set(prompts))) > 1:
+    def __call__(self, completions: Sequence[Any], prompts: Sequence[Any]) -> list[float | None]:
+        """Rewards of a group's completions, which like the prompts are texts or conversations."""
+        # Conversations have no hash, so no set.
+        count = sum(prompt not in prompts[:i] for i, prompt in enumerate(prompts))
+        if count > 1:
             raise ValueError(f"A vote is among completions of one prompt, got {count} prompts in one call.")
-        answers = [self.reader.find(text) for text in completions]
+        answers = [self.reader.find(completion_text(one)) for one in completions]
         if self.math is not None:
             answers = self.math.alike(answers)
         return vote_rewards(answers, ties=self.ties, leave_one_out=self.leave_one_out)

@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from imgrl.analysis.compare import compare, pair
 from imgrl.analysis.figures import Settings
-from imgrl.errors import ModelError
+from imgrl.errors import ConfigError, ModelError
 
 
 @pytest.fixture
@@ -42,3 +42,28 @@ def test_a_lora_beside_a_whole_model_is_measured_everywhere(files):
 def test_a_base_that_is_a_lora_is_refused(files):
     with pytest.raises(ModelError, match="without its base"):
         pair(files[1], [files[0]])
+
+
+def test_weights_that_cannot_be_compared_are_named_and_buffers_are_not(tmp_path):
+    def saved(name, tensors):
+        save_file(tensors, tmp_path / name)
+        return tmp_path / name
+
+    narrow = {name: torch.ones(8, 8).to(torch.float8_e4m3fn) for name in ("a", "b")}
+    packed = {"packed": torch.ones(8, 4, dtype=torch.uint8)}
+    ids = {"position_ids": torch.arange(16)[None], "index": torch.ones(4, 4, dtype=torch.int64)}
+    base = saved("base.safetensors", narrow | packed | ids | {"embed": torch.randn(12, 10)})
+    assert pair(base, [base]).notes == (
+        "2 tensors are stored as float8_e4m3fn, which cannot be compared, and are left out, such as a",
+        "1 tensors are stored as uint8, which cannot be compared, and are left out, such as packed",
+    )
+    assert pair(base, [base], "embed").notes == ()
+    with pytest.raises(
+        ConfigError, match="'packed' fits only tensors stored as uint8, which cannot be compared"
+    ):
+        pair(base, [base], "packed")
+    alone = saved("alone.safetensors", narrow | ids | {"bias": torch.randn(8)})
+    with pytest.raises(
+        ModelError, match="only matrices in common that are stored as float8_e4m3fn.*such as a: save"
+    ):
+        pair(alone, [alone])

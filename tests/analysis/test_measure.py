@@ -1,9 +1,12 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from imgrl.analysis.figures import Settings
 from imgrl.analysis.measure import measure
 from imgrl.analysis.weights import as_matrix
+from imgrl.anchor import categorical_kl
 from imgrl.errors import ConfigError, ModelError
 
 
@@ -139,6 +142,39 @@ def test_drift_and_bound_are_numpys_and_noise_of_equal_size_stands_beside():
     assert change.relative == pytest.approx(float(step), rel=1e-5)
     assert change.drift <= change.relative
     assert change.noise_drift == pytest.approx(change.drift, rel=0.2)  # the update was itself noise
+
+
+def leash(before, step, states):
+    """``||dW||_F`` as measured, and ``sqrt(2 K / mu)``, of policies softmax(W x) with K the mean KL over states, nats.
+
+    For a step whose columns sum to 0 the Fisher matrix is at least mu: the least probability times the least eigenvalue
+    of the mean x x^T. Log-probabilities are concave along the step, so the least of the whole way is that of an end.
+    """
+    logits, moved = states @ before.T, states @ (before + step).T
+    least = min(float(z.softmax(-1).min()) for z in (logits, moved))
+    mu = least * float(torch.linalg.eigvalsh(states.T @ states / len(states))[0])
+    size = measured(before, before + step).changes[0].relative * float(before.norm())
+    kls = (categorical_kl(moved, logits, direction=way).mean() for way in ("reverse", "forward"))
+    return size, [float(2 * kl / mu) ** 0.5 for kl in kls]
+
+
+@given(size=st.floats(0.01, 0.5), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_a_small_kl_and_a_fisher_matrix_far_from_0_bound_the_update(size, seed):
+    """||dW||_F <= sqrt(2 K / mu), why 2511.08567 expects small updates of policies held by a KL."""
+    generator = torch.Generator().manual_seed(seed)
+    before, step = 0.2 * torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
+    states = torch.randn(40, 4, generator=generator, dtype=torch.float64)
+    moved, bounds = leash(before, size * (step - step.mean(0)), states)
+    assert all(moved <= bound * (1 + 1e-6) for bound in bounds)
+
+
+def test_that_bound_is_reached_by_a_small_step_of_an_even_policy():
+    # Rows alike: even probabilities; states along the axes: mu is 1/6 of 1/4 in every direction.
+    before = torch.ones(6, 4, dtype=torch.float64)
+    step = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moved, bounds = leash(before, 1e-3 * (step - step.mean(0)), torch.eye(4, dtype=torch.float64))
+    assert bounds == pytest.approx([moved, moved], rel=1e-3)
 
 
 def test_several_k_and_alpha_and_their_clipping():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from imgrl.anchor import (
+    Mixture,
     anchored_softmax,
     center,
     centered_match,
@@ -14,6 +15,7 @@ from imgrl.anchor import (
     group_mean,
     group_softmax,
     log_ratio,
+    sampled_kl,
 )
 
 
@@ -191,11 +193,23 @@ def test_the_adaptive_weight_gets_no_gradient():
     torch.testing.assert_close(gradient, -2 * error / 6 / weight)  # as if w were a number
 
 
-def test_gain_of_half_precision_is_computed_in_float32():
-    v, v_old, target = (x.bfloat16() for x in velocities())
-    gain = denoising_gain(v, v_old, target)
-    assert gain.dtype == torch.float32
-    torch.testing.assert_close(gain, denoising_gain(v.float(), v_old.float(), target.float()))
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: denoising_gain(*x),
+        lambda x: log_ratio(x[0], x[1], mask=torch.ones(4, 6)),
+        lambda x: sampled_kl(x[0], estimator="k3"),
+        lambda x: anchored_softmax(x[0], temperature=0.3),
+        lambda x: group_softmax(x[0, 0], torch.tensor([0, 0, 0, 1, 1, 1]), temperature=0.3),
+        lambda x: Mixture(space="log")(*x[:2]),
+        lambda x: Mixture(space="prob")(*x[:2]),
+    ],
+)
+def test_half_precision_is_computed_in_float32(compute):
+    half = velocities().flatten(2).bfloat16()
+    value = compute(half)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, compute(half.float()))
 
 
 def test_log_ratio_levels_by_hand():
@@ -204,6 +218,17 @@ def test_log_ratio_levels_by_hand():
     assert log_ratio(policy, anchor, mask=mask, level="token").tolist() == [[0.5, -1.0, 0.0]]
     assert log_ratio(policy, anchor, mask=mask).tolist() == [-0.5]
     assert log_ratio(policy, anchor, mask=mask, level="mean").tolist() == [-0.25]
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "mean"])
+def test_what_stands_off_the_mask_reaches_neither_log_ratio_nor_gradient(level):
+    policy, anchor = torch.tensor([[[-1.0, -2.0, torch.nan]], [[-1.5, torch.inf, -1.0]]])
+    mask = torch.tensor([[1.0, 0.0, 0.0]])
+    policy.requires_grad_()
+    ratio = log_ratio(policy, anchor, mask=mask, level=level)
+    assert ratio.tolist() == ([[0.5, 0.0, 0.0]] if level == "token" else [0.5])
+    (slope,) = torch.autograd.grad(ratio.sum(), policy)
+    assert slope.tolist() == [[1.0, 0.0, 0.0]]
 
 
 def test_anchored_softmax_by_hand():

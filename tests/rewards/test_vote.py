@@ -58,6 +58,16 @@ def test_completions_of_two_prompts_do_not_vote_together():
         make("vote")(["answer 1", "answer 1"], ["p", "q"])
 
 
+def test_conversations_vote_by_their_last_message():
+    def chat(role, text):
+        return [{"role": "system", "content": "answer 9"}, {"role": role, "content": text}]
+
+    completions = [chat("assistant", text) for text in ("answer 4", "so answer 4.", "answer 5")]
+    assert rewards(completions, [chat("user", "2+2") for _ in completions]) == [1, 1, 0]
+    with pytest.raises(ValueError, match="got 2 prompts in one call"):
+        make("vote")(completions, [chat("user", text) for text in ("2+2", "2+3", "2+2")])
+
+
 def test_unknown_ties_are_refused():
     with pytest.raises(Exception, match="rule for ties"):
         rewards(["answer 1", "answer 2"], ["p"] * 2, ties="last")

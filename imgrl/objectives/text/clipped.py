@@ -81,7 +81,7 @@ def policy_kl(
     return kept(kl, batch.mask)
 
 
-def online(batch: TextBatch, name: str) -> tuple[Tensor, Tensor]:
+def online(batch: TextBatch, name: str) -> tuple[Float[Tensor, " n t"], Float[Tensor, " n t"]]:
     """Log-ratio to the policy that wrote the tokens, and the sequence's advantage at each token; 0 off the mask."""
     old = require(batch, "old", name)
     advantage = require(batch, "advantage", name).detach()
@@ -90,14 +90,14 @@ def online(batch: TextBatch, name: str) -> tuple[Tensor, Tensor]:
 
 
 def clip_share(
-    log_ratio: Tensor,
-    advantage: Tensor,
-    mask: Tensor,
+    log_ratio: Float[Tensor, " n t"],
+    advantage: Float[Tensor, " n t"],
+    mask: Float[Tensor, " n t"],
     *,
     low: float,
     high: float,
-    centre: Tensor | float = 1.0,
-) -> Tensor:
+    centre: Float[Tensor, " n t"] | float = 1.0,
+) -> Float[Tensor, " n t"]:
     """1 for tokens whose gradient the clip has removed, else 0."""
     ratio = log_ratio.detach().exp()
     above, below = (ratio > centre + high) & (advantage > 0), (ratio < centre - low) & (advantage < 0)
@@ -138,17 +138,19 @@ class Clipped:
         return frozenset(("old", "advantage", *((anchor,) if self.kl_weight > 0 else ())))
 
     def surrogate(
-        self, log_ratio: Tensor, advantage: Tensor, mask: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, log_ratio: Float[Tensor, " n t"], advantage: Float[Tensor, " n t"], mask: Float[Tensor, " n t"]
+    ) -> tuple[Float[Tensor, " n t"], dict[str, Tensor]]:
         """The clipped loss by token, and what every such objective reports of it."""
         loss = kept(clipped_surrogate(log_ratio, advantage, low=self.clip_low, high=self.clip_high), mask)
         return loss, {"policy_loss": loss.detach(), "clipped": self.removed(log_ratio, advantage, mask)}
 
-    def removed(self, log_ratio: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+    def removed(
+        self, log_ratio: Float[Tensor, " n t"], advantage: Float[Tensor, " n t"], mask: Float[Tensor, " n t"]
+    ) -> Float[Tensor, " n t"]:
         """1 for tokens whose gradient this clip has removed, else 0."""
         return clip_share(log_ratio, advantage, mask, low=self.clip_low, high=self.clip_high)
 
-    def with_kl(self, loss: Tensor, metrics: dict[str, Tensor], batch: TextBatch) -> TextLoss:
+    def with_kl(self, loss: Float[Tensor, " n t"], metrics: dict[str, Tensor], batch: TextBatch) -> TextLoss:
         """Add the KL to the anchor, if it has a weight."""
         if self.kl_weight > 0:
             kl = policy_kl(batch, estimate=self.kl, name=self.name, weighted=self.kl_weighted)

@@ -35,8 +35,8 @@ def f_sft_loss(
     divergence: Divergence,
     beta: float,
     level: Level = "token",
-) -> Tensor:
-    """``-phi(beta rho) / beta``: [n, t] by token, [n] by sequence. Our reconstruction of arXiv 2507.00018.
+) -> Float[Tensor, " n t"] | Float[Tensor, " n"]:
+    """``-phi(beta rho) / beta``: by token, or by sequence. Our reconstruction of arXiv 2507.00018.
 
     Its gradient is SFT's times ``phi'(beta rho)``; ``rho`` is the log-ratio of each token, of the sequence's mean over
     tokens, or of its sum.

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from imgrl.anchor import Mixture, categorical_kl, identity
 from imgrl.anchor.centering import Gather
-from imgrl.flow.conventions import full_precision
 from imgrl.objectives.text.base import Need, Reduction, TextBatch, TextLoss, finite
 
 __all__ = ["MetaDistill", "Operator", "meta_distill_loss", "meta_target"]
@@ -66,7 +65,7 @@ def meta_target(
         weights=(*((1 - strength) * weight for weight in own), strength),
         space="log" if operator == "geometric" else "prob",
     )
-    return mixture(*(full_precision(logits) for logits in (*generations, base)))
+    return mixture(*generations, base)
 
 
 def meta_distill_loss(logits: Float[Tensor, " *n v"], target: Float[Tensor, " *n v"]) -> Float[Tensor, " *n"]:
@@ -84,7 +83,8 @@ class MetaDistill:
     """Distillation of the last generation, anchored in the base.
 
     The trainer freezes the student at each generation's start, mixes it with the base teacher on texts that the
-    student writes, and fills ``target_kl`` with ``meta_distill_loss`` of that target. Rewards are looked at only.
+    student writes, and fills ``target_kl`` with ``meta_distill_loss`` of that target. Rewards are looked at only. A
+    recipe names one base teacher; ``target`` takes the ``Mixture`` of several.
 
     Example:
         ``MetaDistill(strength=0.5, operator="geometric")``
@@ -94,7 +94,7 @@ class MetaDistill:
     paper: ClassVar[str] = "arXiv 2601.13100"
     kind: ClassVar[Literal["online"]] = "online"
     anchored: ClassVar[tuple[str, str, str]] = (
-        "frozen base teachers mixed with a copy of the last generation",
+        "frozen base teacher (from Python also a Mixture of several), mixed with a copy of the last generation",
         "exact forward KL from the mixture",
         "the loss itself",
     )

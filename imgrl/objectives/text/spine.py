@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.anchor import identity
@@ -99,8 +100,8 @@ class SPINE(TTRL):
         entropy: Need = "entropy"
         return frozenset((*super().needs, entropy))
 
-    def chosen(self, entropy: Tensor, mask: Tensor) -> Tensor:
-        """1 on forking tokens [n, t], without gradient; each response by itself, so no other one matters."""
+    def chosen(self, entropy: Float[Tensor, " n t"], mask: Float[Tensor, " n t"]) -> Float[Tensor, " n t"]:
+        """1 on forking tokens, without gradient; each response by itself, so no other one matters."""
         return fork_mask(entropy, mask, selection=self.selection)
 
     def loss(self, batch: TextBatch, *, gather: Gather = identity) -> TextLoss:

@@ -87,6 +87,21 @@ def test_no_log_ratio_makes_a_nan(divergence, level):
     assert loss.isfinite().all() and slope.isfinite().all()
 
 
+@pytest.mark.parametrize("divergence", EVERY)
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_nan_off_the_mask_reaches_neither_loss_nor_gradient(divergence, level):
+    log_prob, anchor = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    given = []
+    for off in (0.0, torch.nan):
+        live, base = (torch.where(mask > 0, x, off) for x in (log_prob, anchor))
+        live.requires_grad_()
+        loss = f_sft_loss(live, base, mask, divergence=divergence, beta=1.0, level=level)
+        given.append([loss, *torch.autograd.grad(loss.sum(), live)])
+    assert all(torch.equal(clean, spoilt) for clean, spoilt in zip(*given, strict=True))
+    assert given[0][0].isfinite().all()
+
+
 def test_sequence_levels_give_a_number_a_sequence_and_say_how_hard_each_pulls():
     live, base, ids, mask = problem()
     for level in LEVELS:

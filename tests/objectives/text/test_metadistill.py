@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Binomial, Categorical, kl_divergence
 
+from imgrl.anchor import Mixture
 from imgrl.objectives.text import (
     TEXT_OBJECTIVES,
     MetaDistill,
@@ -59,6 +60,20 @@ def test_history_mixes_generations_newest_first(seed, strength):
         new.log(), old.log(), base=p.log(), strength=strength, operator="history", history=(0.7, 0.3)
     )
     torch.testing.assert_close(target.exp(), (1 - strength) * (0.7 * new + 0.3 * old) + strength * p)
+
+
+@relaxed
+@given(seeds, strengths)
+def test_several_teachers_are_one_base_by_their_mixture(seed, strength):
+    q, one, two = simplex(seed, 3)
+    mean = Mixture(weights=(0.25, 0.75), space="prob")(one.log(), two.log())
+    target = meta_target(q.log(), base=mean, strength=strength)
+    by_teacher = 0.25 * strength * one + 0.75 * strength * two
+    torch.testing.assert_close(target.exp(), (1 - strength) * q + by_teacher)
+    mean = Mixture(weights=(0.25, 0.75), space="log")(one.log(), two.log())
+    target = meta_target(q.log(), base=mean, strength=strength, operator="geometric")
+    power = q ** (1 - strength) * one ** (0.25 * strength) * two ** (0.75 * strength)
+    torch.testing.assert_close(target.exp(), power / power.sum())
 
 
 # The axioms: a distribution, positive, p fixed, ends, symmetric in the outcomes, monotone and continuous in strength.

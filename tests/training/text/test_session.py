@@ -285,6 +285,15 @@ def test_rows_without_prompt_or_completion_are_named(lm, tmp_path):
             "empty 'prompt' in row 2",
         ),
         ('{"prompt": "a", "completion": ""}\n', "empty 'completion' in row 1"),
+        (
+            '{"prompt": [], "completion": [{"role": "assistant", "content": "b"}]}\n',
+            "empty 'prompt' in row 1",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}\n'
+            '{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": " "}]}\n',
+            "empty 'completion' in row 2",
+        ),
         ('{"question": "a"}\n', "no column 'prompt'"),
         ('{"prompt": \n', "cannot be read"),
         ("", "cannot be read|no rows"),
