@@ -6,6 +6,8 @@ from small_lm import built
 
 trl = pytest.importorskip("trl")
 
+from transformers import TrainerCallback  # noqa: E402
+
 from imgrl.anchor import Constant, Frozen, Piecewise  # noqa: E402
 from imgrl.errors import RewardError  # noqa: E402
 from imgrl.objectives.text import ADPO, GRPO, SPINE, TRRD, TTRL, ReMix  # noqa: E402
@@ -101,6 +103,39 @@ def test_remix_runs_the_previous_policy_only_where_it_has_weight_and_remembers_i
     assert torch.equal(trainer.anchors["previous"].tensors["lm_head.weight"], weights[0])
     log = trainer._metrics["train"]
     assert len(log["objective/anchor_kl"]) == 2 and log["objective/previous_kl"][0] > 1e-3
+
+
+def test_reincarnation_makes_the_policy_of_its_rollout_the_base_and_ends_the_replay(lm, tmp_path):
+    """Eight updates, two on each rollout; the base is renewed before the third, once, and pulls nowhere just then."""
+    passes, at = 2, 2
+    trainer = trainer_of(
+        ReMix(reincarnate_at=at, passes=passes, replay=1.0, lam=Constant(value=1.0)),
+        lm,
+        tmp_path,
+        num_iterations=passes,
+        max_steps=8,
+        learning_rate=3e-2,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    live = dict(trainer.model.named_parameters())
+    policies = [{name: p.detach().clone() for name, p in live.items()}]
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            policies.append({name: p.detach().clone() for name, p in live.items()})
+
+    trainer.add_callback(Keep())
+    trainer.train()
+    base, expected = trainer.anchors["base"].tensors, policies[at * passes]
+    assert base.keys() == expected.keys() and all(torch.equal(base[name], expected[name]) for name in base)
+    assert not torch.equal(policies[0]["lm_head.weight"], expected["lm_head.weight"])
+    pulls = [row["objective/anchor_kl"] for row in trainer.state.log_history if "objective/anchor_kl" in row]
+    assert [kl < 1e-6 for kl in pulls] == [step in (0, 4) for step in range(8)]
+    assert max(pulls[1:4]) > 1e-2
+    # Nothing is in store at first; one of two groups is then the most that may be old.
+    replayed = [r["objective/replayed"] for r in trainer.state.log_history if "objective/replayed" in r]
+    assert replayed == [0.0, 0.5, 0.0, 0.0]
 
 
 def test_completions_that_only_vote_are_judged_and_not_trained_on(lm, tmp_path):
