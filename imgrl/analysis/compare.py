@@ -12,6 +12,7 @@ import torch
 
 from imgrl.analysis.figures import Layer, Settings
 from imgrl.analysis.measure import measure
+from imgrl.analysis.rotated import beside_rotated
 from imgrl.analysis.weights import Matrix, Weights, open_weights
 from imgrl.errors import ConfigError, ModelError
 
@@ -33,6 +34,8 @@ class Pairing:
     """Parameters that every version shares with the base because its LoRA leaves them alone."""
     notes: tuple[str, ...]
     """What was left out or converted, a sentence each."""
+    rotated: tuple[Weights, Weights] | None = None
+    """A rotated base and the run from it, which have the same tensors."""
 
     @property
     def parameters(self) -> int:
@@ -40,13 +43,20 @@ class Pairing:
         return sum(self.base[name].parameters for name in self.names)
 
 
-def pair(base: Path, tuned: Sequence[Path], pattern: str | None = None) -> Pairing:
+def pair(
+    base: Path,
+    tuned: Sequence[Path],
+    pattern: str | None = None,
+    *,
+    rotated: tuple[Path, Path] | None = None,
+) -> Pairing:
     """Open a base and its trained versions and match their tensors, before any is read.
 
     Args:
         base: see :func:`imgrl.analysis.weights.open_weights`.
         tuned: the same, or LoRAs trained on the base.
         pattern: only tensors whose name fits, ``*`` standing for anything; without a ``*``, those that contain it.
+        rotated: what ``imgrl rotate`` made of the base, and a run from that.
 
     Raises:
         ModelError: if one cannot be opened or they do not belong together.
@@ -69,13 +79,16 @@ def pair(base: Path, tuned: Sequence[Path], pattern: str | None = None) -> Pairi
         raise ConfigError(
             f"--layers {pattern!r} fits {f'only tensors {_stored(unread)}' if unread else nothing}"
         )
-    touched = [name for name in names if any(weights[name] is not before[name] for weights in after)]
+    turned = None if rotated is None else _open_rotated(rotated, before, base, names)
+    versions = [(before, weights) for weights in after] + ([] if turned is None else [turned])
+    touched = [name for name in names if any(own[name] is not start[name] for start, own in versions)]
     return Pairing(
         base=before,
         tuned=after,
         names=tuple(sorted(touched, key=_natural)),
         untouched=sum(before[name].parameters for name in names) - sum(before[n].parameters for n in touched),
         notes=(*notes, *_left_out(unread), *_precisions(before, after, touched, tuned)),
+        rotated=turned,
     )
 
 
@@ -90,10 +103,31 @@ def compare(
         progress: told the name and the number of entries of each tensor that is done.
     """
     for name in pairing.names:
-        layer = measure(pairing.base[name], [weights[name] for weights in pairing.tuned], settings)
+        base, tuned = pairing.base[name], [weights[name] for weights in pairing.tuned]
+        layer = measure(base, tuned, settings)
+        if pairing.rotated is not None and base.side > 1:
+            turned, run = (weights[name] for weights in pairing.rotated)
+            layer.rotated = beside_rotated(base, tuned, turned, run, bins=settings.bins)
         if progress is not None:
             progress(name, layer.parameters)
         yield layer
+
+
+def _open_rotated(
+    rotated: tuple[Path, Path], before: Weights, base: Path, names: Sequence[str]
+) -> tuple[Weights, Weights]:
+    """The rotated base and the run from it, which must have every tensor that is compared."""
+    turned = open_weights(rotated[0])
+    run = open_weights(rotated[1], turned)
+    for path, weights in zip(rotated, (turned, run), strict=True):
+        _check_shapes(before, weights, base, path)
+        lost = [name for name in names if name not in weights]
+        if lost:
+            raise ModelError(
+                f"{path} lacks {len(lost)} of the tensors compared, such as {lost[0]}: --rotated takes what "
+                f"`imgrl rotate` made of {base}, and a run from that"
+            )
+    return turned, run
 
 
 def _check_shapes(before: Weights, after: Weights, base: Path, path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from imgrl.analysis.nulls import Overlap
 from imgrl.errors import ConfigError
 
-__all__ = ["MASKS", "Agreement", "Change", "Layer", "MaskOverlap", "Settings"]
+__all__ = ["MASKS", "Agreement", "Change", "Layer", "MaskOverlap", "Rotated", "Settings"]
 
 MASKS = ("principal", "low", "principal_not_low")
 """The largest of |W0^(k)|; the smallest of |W0|; the first without the second."""
@@ -85,6 +85,20 @@ class Agreement:
     matched_union: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rotated:
+    """A run from a rotated base beside the others: sums from which Jaccard indices follow."""
+
+    edited: bool
+    """Whether the rotation changed this matrix; else both bases hold the same stored weights."""
+    changed: int
+    """Weights that the run from the rotated base changed."""
+    shared: tuple[int, ...]
+    """Weights that both it and the run changed, by run."""
+    matched: tuple[float, ...]
+    """As many expected if only the sizes of the weights in either base decided, by run."""
+
+
 @dataclass(kw_only=True)
 class Layer:
     """Everything about one matrix."""
@@ -97,3 +111,5 @@ class Layer:
     agreements: list[Agreement] = field(default_factory=list)
     consensus: list[int] = field(default_factory=list)
     """Weights that 0, 1, … of the runs changed."""
+    rotated: Rotated | None = None
+    """Of a matrix, where there is a run from a rotated base."""

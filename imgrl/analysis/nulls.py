@@ -6,6 +6,9 @@ more often than chance. The density baseline of 2511.08567 does not see this; th
 keep their rate within each quantile of |W| and fall at random inside it. Expected values are in closed form here,
 sums over the quantiles of hypergeometric means, so nothing is sampled.
 
+Two runs from different bases, such as one and its rotation, each follow the |W| of their own: the null for them keeps
+the rate of either run within the quantiles of its own base.
+
 A mask that is itself cut by |W|, as the low-magnitude one is, has its matched null equal to what is observed, whatever
 happened. What says something about it is the noise null: the same number of changes by Gaussian noise, equal for all
 weights, rounded to bfloat16.
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Overlap", "bernoulli_jaccard", "matched_jaccard", "noise_rates", "overlap"]
+__all__ = ["Overlap", "bernoulli_jaccard", "crossed_overlap", "matched_jaccard", "noise_rates", "overlap"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +138,29 @@ def matched_jaccard(total: Tensor, one: Tensor, other: Tensor) -> tuple[float, f
     """
     shared = float((one.double() * other.double() / total.double().clamp_min(1)).sum())
     return shared, float(one.sum() + other.sum()) - shared
+
+
+def crossed_overlap(joint: Tensor, one: Tensor, other: Tensor) -> float:
+    """Intersection expected of the changes of two runs from different bases, if only sizes of weights decided them.
+
+    Each run's changes keep their rate in every quantile of |W| of its own base and fall at random inside it. A weight
+    in quantile b of the one base and c of the other is then changed by both with probability r(b) s(c), r and s the
+    two rates, so n(b, c) such weights add n(b, c) r(b) s(c). Where both bases agree n is diagonal and this is
+    :func:`matched_jaccard`'s; where a rotation has left no relation between the sizes, n(b, c) is proportional to
+    n(b) n(c) and this is Bernoulli's. Of weights in float32 it does not know how near to a rounding boundary they lie,
+    which runs from one base share.
+
+    Rates within the cells (b, c) would be no null: of 100 x 100 cells most hold a weight or none, and whatever was
+    changed would be expected.
+
+    Args:
+        joint: weights by their quantiles in both bases [bins, bins].
+        one: those that the run from the first base changed, by their quantile there [bins].
+        other: those that the run from the second changed, by their quantile there [bins].
+    """
+    n = joint.double()
+    rates, others = one.double() / n.sum(1).clamp_min(1), other.double() / n.sum(0).clamp_min(1)
+    return float(rates @ n @ others)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -39,6 +39,7 @@ _OVERLAP = (
     "over_matched",
     "over_noise",
 )
+_TOGETHER = ("changed_share", "rotated_changed_share", "jaccard", "bernoulli_null", "matched_null")
 _MASKS = {"principal": "principal", "low": "low magnitude", "principal_not_low": "principal, not low"}
 
 
@@ -69,6 +70,7 @@ def page(report: dict[str, Any]) -> str:
         f"</style></head><body><h1>What training changed in {escape(report['base'])}</h1><ol>{names}</ol>"
         f"<p>{escape(report['explanation'])}</p>{notes}"
         f"<h2>Totals</h2>{_totals(report)}<h2>Where the update lies</h2>{_overlaps(report)}{_agreement(report)}"
+        f"{_rotated(report)}"
         f'<h2>Plots</h2><div class="plots">{plots}</div><h2>Matrices</h2><div class="wide">{_layers(report)}</div>'
         "</body></html>\n"
     )
@@ -108,6 +110,34 @@ def _agreement(report: dict[str, Any]) -> str:
         for row in report["agreement"]
     ]
     return "<h2>Agreement of runs</h2>" + _table(["runs", *(key.replace("_", " ") for key in keys)], rows)
+
+
+def _rotated(report: dict[str, Any]) -> str:
+    """Runs beside the one from the rotated base: groups of matrices, then each matrix."""
+    found = report["rotated"]
+    if found is None:
+        return ""
+    head = [key.replace("_", " ") for key in _TOGETHER]
+    groups = [
+        (row["matrices"], row["run"] + 1, row["count"], *(row[key] for key in _TOGETHER))
+        for row in found["agreement"]
+    ]
+    matrices = [
+        (
+            layer["name"],
+            i + 1,
+            "edited" if layer["rotated"]["edited"] else "same",
+            *(run[key] for key in _TOGETHER),
+        )
+        for layer in report["layers"]
+        if layer["rotated"] is not None
+        for i, run in enumerate(layer["rotated"]["runs"])
+    ]
+    return (
+        f"<h2>Beside {escape(found['tuned'])}, trained from the rotated {escape(found['base'])}</h2>"
+        f'<p class="note">{escape(found["explanation"])}</p>{_table(["matrices", "run", "count", *head], groups)}'
+        f'<p></p><div class="wide">{_table(["matrix", "run", "in both bases", *head], matrices)}</div>'
+    )
 
 
 def _layers(report: dict[str, Any]) -> str:

@@ -4,11 +4,9 @@ Knows neither images nor text. Nothing here calls backward or owns an optimiser,
 gradient.
 """
 
-from imgrl.anchor.anchors import AdapterOff as AdapterOff
 from imgrl.anchor.anchors import Anchor as Anchor
 from imgrl.anchor.anchors import Ema as Ema
 from imgrl.anchor.anchors import Frozen as Frozen
-from imgrl.anchor.anchors import Guided as Guided
 from imgrl.anchor.anchors import Mixture as Mixture
 from imgrl.anchor.anchors import Snapshot as Snapshot
 from imgrl.anchor.anchors import Switch as Switch

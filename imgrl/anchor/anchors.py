@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imgrl.anchor.schedule import Constant, Schedule
-from imgrl.flow import full_precision, guided
+from imgrl.flow import full_precision
 
-__all__ = ["AdapterOff", "Anchor", "Ema", "Frozen", "Guided", "Mixture", "Snapshot", "Switch", "blend"]
+__all__ = ["Anchor", "Ema", "Frozen", "Mixture", "Snapshot", "Switch", "blend"]
 
 
 @runtime_checkable
@@ -39,13 +39,6 @@ class Frozen:
         """Always 1."""
         del step
         return 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterOff(Frozen):
-    """The pretrained model without a copy: the trained network with its adapter switched off."""
-
-    name: ClassVar[str] = "adapter_off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +89,6 @@ class Switch:
         """0 at a switch (the distance to the copy is then 0), else the active rule's decay."""
         at, rule = [phase for phase in self.phases if phase[0] <= step][-1]
         return 0.0 if step == at and at > 0 else rule.decay(step)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guided:
-    """The conditional and unconditional outputs of one anchor, extrapolated: what the student distils."""
-
-    scale: float = 4.5
-
-    def __call__(
-        self, cond: Float[Tensor, " n *d"], uncond: Float[Tensor, " n *d"]
-    ) -> Float[Tensor, " n *d"]:
-        """``uncond + scale (cond - uncond)`` without gradient; scale 1 is ``cond``, 0 is ``uncond``."""
-        return guided(cond.detach(), uncond.detach(), scale=self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ __all__ = ["diagnose"]
 _MOST_RUNS = 8
 _SHOWN = 40
 _NULLS = ("density", "matched", "noise")
+_TOGETHER = ("changed_share", "rotated_changed_share", "jaccard", "bernoulli_null", "matched_null")
 
 
 def diagnose(
@@ -32,6 +33,13 @@ def diagnose(
             help="The same after training, or LoRAs trained on it; several are compared.",
         ),
     ],
+    rotated: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="BASE2 TUNED2",
+            help="What `imgrl rotate` made of BASE, and a run from that: do they change the same weights?",
+        ),
+    ] = None,
     k: Annotated[
         str, typer.Option(help="Principal directions, several as 32,64,128; clipped to each matrix's rank.")
     ] = "64",
@@ -76,8 +84,10 @@ def diagnose(
         control=control,
         seed=seed,
     )
-    pairing = pair(_path(base), [_path(name) for name in tuned], layers)
-    report = document(pairing, _measure(pairing, settings), settings, base=base, tuned=tuned)
+    turned = None if rotated is None else (_path(rotated[0]), _path(rotated[1]))
+    pairing = pair(_path(base), [_path(name) for name in tuned], layers, rotated=turned)
+    measured = _measure(pairing, settings)
+    report = document(pairing, measured, settings, base=base, tuned=tuned, rotated=rotated)
     if out is not None:
         out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if html is not None:
@@ -148,7 +158,12 @@ def _print(report: dict[str, Any]) -> None:
             f"{_n(row['bernoulli_null'])}, given |W| {_n(row['matched_null'])}",
             markup=False,
         )
+    if report["rotated"] is not None:
+        for i, name in enumerate(report["tuned"]):
+            console.print(_rotated_table(report, i, name))
     console.print(report["explanation"], markup=False, style="dim")
+    if report["rotated"] is not None:
+        console.print(report["rotated"]["explanation"], markup=False, style="dim")
 
 
 def _matrices(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -183,6 +198,32 @@ def _layer_table(report: dict[str, Any], run: int, name: str) -> Any:
         cells += [_n(principal.get(key)) for key in ("observed", "over_density", "over_matched")]
         cells += [_n(low.get(key)) for key in ("observed", "over_density", "over_noise")]
         table.add_row(Text(layer["name"]), *cells)
+    return table
+
+
+def _rotated_table(report: dict[str, Any], run: int, name: str) -> Any:
+    """Every matrix, then edited ones, those that are the same in both bases, and all."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = report["rotated"]
+    title = f"{report['base']} → {name} beside {found['base']} → {found['tuned']}"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("matrix")
+    table.add_column("base")
+    for column in ("changed", "rotated", "Jaccard", "by chance", "given |W|"):
+        table.add_column(column, justify="right")
+    compared = [layer for layer in report["layers"] if layer["rotated"] is not None]
+    for layer in compared[:_SHOWN]:
+        own = layer["rotated"]["runs"][run]
+        kind = "edited" if layer["rotated"]["edited"] else "same"
+        table.add_row(Text(layer["name"]), kind, *(_n(own[key]) for key in _TOGETHER))
+    if len(compared) > _SHOWN:
+        table.add_row(f"… {len(compared) - _SHOWN} more, see --json and --html")
+    table.add_section()
+    for row in (row for row in found["agreement"] if row["run"] == run):
+        kind = "" if row["matrices"] == "all" else row["matrices"]
+        table.add_row(f"all {row['count']}", kind, *(_n(row[key]) for key in _TOGETHER))
     return table
 
 

@@ -29,8 +29,7 @@ def rotate(
 ) -> None:
     """Rotate the values of every attention head and undo it in the output: another base, the same function.
 
-    Train from it as from the model itself and give both runs to `imgrl diagnose`, each against its own base: where
-    training picks weights by what they do, the rotated layers' masks should no longer agree.
+    Train from both alike; then `imgrl diagnose MODEL TUNED --rotated OUT TUNED2` says whether the same weights changed.
     """
     from imgrl.resources import model_path
 
@@ -50,6 +49,9 @@ def rotate(
             file.unlink()
     network.save_pretrained(out / part)
     typer.echo(f"{out}: {len(edited)} weights rotated, from {edited[0]} to {edited[-1]}")
+    typer.echo(
+        f"Train from {model} and from {out} alike, then: imgrl diagnose {model} TUNED --rotated {out} TUNED2"
+    )
 
 
 def _load(folder: Path) -> tuple[Any, int, int | None]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from imgrl.analysis.nulls import bernoulli_jaccard, matched_jaccard, noise_rates, overlap
+from imgrl.analysis.nulls import bernoulli_jaccard, crossed_overlap, matched_jaccard, noise_rates, overlap
 from imgrl.analysis.update import LEVELS, bins_of_levels, levels
 
 BINS = 20
@@ -56,6 +56,40 @@ def test_the_matched_null_of_jaccard_is_that_of_two_shuffles(drawn):
     samples = np.array([(a & b).sum() / (a | b).sum() for a, b in pairs])
     shared, union = matched_jaccard(tally(place, np.ones_like(mask)), tally(place, moved), tally(place, mask))
     assert shared / union == pytest.approx(samples.mean(), abs=4 * samples.std() / 10)
+
+
+def crossed(place, moved, second, mask):
+    joint = torch.from_numpy(np.bincount(place * BINS + second, minlength=BINS**2)).view(BINS, BINS)
+    return crossed_overlap(joint, tally(place, moved), tally(second, mask))
+
+
+def test_the_null_of_two_bases_is_that_of_shuffles_within_the_quantiles_of_either(drawn):
+    place, mask, moved = drawn
+    rng = np.random.default_rng(3)
+    second = np.where(rng.random(len(place)) < 0.5, place, rng.integers(0, BINS, len(place)))  # half related
+    pairs = [(shuffled_within(place, moved, rng), shuffled_within(second, mask, rng)) for _ in range(100)]
+    samples = np.array([(a & b).sum() for a, b in pairs])
+    found = crossed(place, moved, second, mask)
+    assert found == pytest.approx(samples.mean(), abs=4 * samples.std() / 10)
+    assert abs(found - moved.sum() * mask.mean()) > 20 * samples.std() / 10  # not Bernoulli's
+
+
+def test_the_null_of_two_bases_by_hand():
+    """6 small weights stay small, 2 of 8 small ones and 2 of 8 large ones change places; halves of the small change."""
+    joint = torch.tensor([[6, 2], [2, 6]])
+    assert crossed_overlap(joint, torch.tensor([4, 0]), torch.tensor([4, 0])) == pytest.approx(6 / 4)
+    assert crossed_overlap(joint, torch.tensor([4, 2]), torch.tensor([4, 0])) == pytest.approx(6 / 4 + 2 / 8)
+
+
+def test_the_null_of_two_bases_lies_between_that_of_one_and_chance(drawn):
+    place, mask, moved = drawn
+    same, _ = matched_jaccard(tally(place, np.ones_like(mask)), tally(place, moved), tally(place, mask))
+    assert crossed(place, moved, place, mask) == pytest.approx(same)
+    # Every quantile of the one spread evenly over those of the other: no relation.
+    place, second = np.repeat(np.arange(BINS), BINS), np.tile(np.arange(BINS), BINS)
+    assert crossed(place, moved[:400], second, mask[:400]) == pytest.approx(
+        moved[:400].sum() * mask[:400].mean()
+    )
 
 
 def test_a_mask_cut_by_magnitude_is_always_on_its_matched_null(drawn):

@@ -44,5 +44,27 @@ def test_cells_stand_under_their_headings(report):
     assert first[head.index("principal: / matched")] == short(principal["over_matched"])
 
 
+def test_a_rotated_pair_has_tables_of_its_own(report, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "Beside" not in page(report)
+    before, a, b = (tmp_path / f"{name}.safetensors" for name in ("before", "a", "b"))
+    settings = Settings(k=(4,))
+    pairing = pair(before, [a, b], rotated=(before, b))
+    names = {"base": "before", "tuned": ["a", "b"], "rotated": ("<turned>", "b")}
+    text = page(document(pairing, list(compare(pairing, settings)), settings, **names))
+    tables = re.findall(r"<table>(.*?)</table>", text, re.S)
+    groups, matrices = tables[3:5]
+    assert groups.count("<tr>") == 1 + 2 * 3 and matrices.count("<tr>") == 1 + 2 * 3
+    for table, second in (
+        (groups, ["–", "1", "1"]),
+        (matrices, ["1"] * 3),
+    ):  # run 2 is the very run beside it
+        head = re.findall(r"<th>(.*?)</th>", table)
+        rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
+        assert {len(row) for row in rows} == {len(head)}
+        assert [row[head.index("jaccard")] for row in rows if row[1] == "2"] == second
+    assert "&lt;turned&gt;" in text and "<turned>" not in text
+
+
 def test_numbers_are_short():
     assert [short(value) for value in (None, 0.123456, 1234567, "x")] == ["–", "0.123", "1,234,567", "x"]

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from imgrl.analysis.figures import Settings
 from imgrl.analysis.measure import measure
+from imgrl.analysis.rotated import beside_rotated
 from imgrl.analysis.weights import blocks, open_weights
 from imgrl.errors import ModelError
 
@@ -128,6 +129,7 @@ def test_memory_stays_far_below_two_matrices(tmp_path, dtype, runs, options):
     base, *tuned = (open_weights(tmp_path / f"{i}.safetensors")["w"] for i in range(runs + 1))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         measure(base, tuned, options)
+        beside_rotated(base, tuned, base, tuned[0])
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     total = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -211,5 +211,22 @@ def test_bad_options_are_refused(refused, saved, options, words):
     assert words in refused("diagnose", "base.safetensors", "run1.safetensors", *options)
 
 
+def test_a_rotated_pair_that_does_not_fit_is_refused(refused, saved, tmp_path):
+    def beside(state, *, run="bad.safetensors"):
+        save_file(state, tmp_path / "bad.safetensors")
+        return refused(
+            "diagnose", "base.safetensors", "run1.safetensors", "--rotated", "bad.safetensors", run
+        )
+
+    assert "differ in the shape of 1 tensors (layers.2.ff.weight is [96, 96] and [3, 96])" in beside(
+        weights(**{"layers.2.ff.weight": torch.ones(3, SIZE)})
+    )
+    rest = {name: t for name, t in weights().items() if "ff" not in name}
+    said = beside(rest)
+    assert "bad.safetensors lacks 2 of the tensors compared, such as layers.10.ff.weight" in said
+    assert "what `imgrl rotate` made of base.safetensors" in said
+    assert "nowhere does not exist" in beside(weights(), run="nowhere")
+
+
 def test_too_many_runs_are_refused(refused, saved):
     assert "at most 8" in refused("diagnose", "base.safetensors", *["run1.safetensors"] * 9)

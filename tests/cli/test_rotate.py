@@ -1,10 +1,12 @@
 """`imgrl rotate` writes a stock model that computes the same with other weights."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
 from tiny_models import build_sd3, sd3_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,6 +37,47 @@ def test_a_language_model(imgrl, tmp_path):
         f"model.layers.{i}.self_attn.{part}.weight" for i in range(4) for part in ("v_proj", "o_proj")
     }
     assert f"{len(moved)} weights rotated" in result.stdout
+
+
+def trained(state, file, seed):
+    """Noise in place of training, on stored weights: nothing is learnt."""
+    generator = torch.Generator().manual_seed(seed)
+    after = {
+        n: (t.float() + 1e-4 * torch.randn(t.shape, generator=generator)).bfloat16() for n, t in state.items()
+    }
+    save_file(after, file)
+    return {name: tensor != after[name] for name, tensor in state.items()}
+
+
+def test_runs_from_both_are_compared(imgrl, tmp_path):
+    """Jaccard indices from the files themselves; by chance where rotated, and elsewhere far above."""
+    pytest.importorskip("matplotlib")
+    said = imgrl("rotate", "tiny-lm", "rotated").stdout
+    assert "imgrl diagnose tiny-lm TUNED --rotated rotated TUNED2" in said
+    masks = []
+    for seed, folder in enumerate((asset("tiny-lm"), tmp_path / "rotated")):
+        state = {n: t.bfloat16() for n, t in load_file(folder / "model.safetensors").items()}
+        save_file(state, tmp_path / f"base{seed}.safetensors")
+        masks.append(trained(state, tmp_path / f"run{seed}.safetensors", seed))
+    files = [f"{name}.safetensors" for name in ("base0", "run0", "base1", "run1")]
+    options = ("--no-control", "--json", "o.json", "--html", "o.html")
+    result = imgrl("diagnose", *files[:2], "--rotated", *files[2:], *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "o.json").read_text())
+    found = {layer["name"]: layer["rotated"] for layer in report["layers"] if len(layer["shape"]) > 1}
+    edited = {f"model.layers.{i}.self_attn.{part}.weight" for i in range(4) for part in ("v_proj", "o_proj")}
+    assert {name for name, own in found.items() if own["edited"]} == edited and len(found) == 29
+    for name, own in found.items():
+        one, other = (mask[name] for mask in masks)
+        (run,) = own["runs"]
+        assert run["jaccard"] == pytest.approx(int((one & other).sum()) / int((one | other).sum()))
+        assert run["changed_share"] == pytest.approx(float(one.double().mean()))
+        assert (run["jaccard"] < run["bernoulli_null"] + 0.03) is (name in edited), name
+        assert run["matched_null"] == pytest.approx(run["jaccard"], abs=0.02), name
+    groups = {row["matrices"]: row["count"] for row in report["rotated"]["agreement"]}
+    assert groups == {"edited": 8, "same": 21, "all": 29}
+    assert "base0.safetensors → run0.safetensors beside base1.safetensors → run1.safetensors" in result.stdout
+    assert "all 21" in result.stdout and "trained from the rotated base1" in (tmp_path / "o.html").read_text()
 
 
 @torch.no_grad()

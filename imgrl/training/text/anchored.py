@@ -28,7 +28,7 @@ _OWN = "process-{}.safetensors"
 
 
 class AnchorFiles:
-    """Mixed into a TRL trainer, before it: keeps ``anchors`` and small ``facts`` beside each checkpoint.
+    """Mixed into a TRL trainer, before it: keeps ``anchors`` and what is ``stored`` beside each checkpoint.
 
     The anchor ``base`` begins as the model before training, kept where the objective asks for it, and moves by
     ``rule``; ``initial`` are PiSSA's factors as they started. The newest ``keep`` checkpoints stay; TRL's own limit
@@ -123,10 +123,6 @@ class AnchorFiles:
         note(trainer._metrics["train"], out.metrics, batch.mask)
         return batch, out
 
-    def facts(self) -> dict[str, Any]:
-        """Numbers to keep with the anchors."""
-        return {}
-
     def stored(self) -> dict[str, Tensor]:
         """Further tensors to keep, each process its own; names or nothing, the same on all of them."""
         return {}
@@ -135,8 +131,8 @@ class AnchorFiles:
         """Whether anything that a checkpoint keeps already belongs to the step that comes next."""
         return False
 
-    def take_back(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Receive what ``facts`` and ``stored`` gave when the checkpoint was written."""
+    def take_back(self, tensors: Mapping[str, Tensor]) -> None:
+        """Receive what ``stored`` gave when the checkpoint was written."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
@@ -157,7 +153,7 @@ class AnchorFiles:
         _save(tensors, folder / ANCHORS)
         parts = trainer.args.world_size if own else 0
         facts = {"anchors": sorted(self.anchors), "parts": parts, "seconds": self.elapsed()}
-        write_json(folder / FACTS, facts | self.facts())
+        write_json(folder / FACTS, facts)
         if self.keep is not None:
             prune(folder.parent, self.keep)
 
@@ -187,7 +183,7 @@ class AnchorFiles:
         if start:
             trainer: Any = self
             start_from(trainer.model, start, self.start())
-        self.take_back(facts, self._own_part(folder, facts, tensors))
+        self.take_back(self._own_part(folder, facts, tensors))
 
     def stand_at(self, checkpoint: Path) -> None:
         """Be where a checkpoint is, without training: its weights and its step."""

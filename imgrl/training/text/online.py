@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from trl import GRPOTrainer
 
+from imgrl.anchor import Anchor, Switch
 from imgrl.objectives.text import SPINE, MetaDistill, ReMix
 from imgrl.objectives.text.base import Need, TextObjective, needs_at, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
@@ -38,13 +39,17 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         self,
         *args: Any,
         objective: TextObjective,
+        rule: Anchor,
         teacher: nn.Module | None = None,
         group_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, objective=objective, **kwargs)
+        if isinstance(objective, ReMix) and objective.reincarnate_at is not None:
+            at = objective.reincarnate_at * objective.passes  # a rule counts updates
+            rule = Switch(phases=((0, rule), (at, rule)))
+        super().__init__(*args, objective=objective, rule=rule, **kwargs)
         self.teacher = teacher
-        self.reincarnated, self._block_began = False, -1
+        self._block_began = -1
         tokenizer: Any = self.processing_class
         settings: Any = self.args
         self.padding, self.sampled = float(tokenizer.pad_token_id), int(settings.num_generations)
@@ -183,11 +188,6 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         ):
             for older, newer in zip(self.generations[::-1], [*self.generations[-2::-1], policy], strict=True):
                 older.renew(newer)
-        at = getattr(self.objective, "reincarnate_at", None)
-        if at is not None and not self.reincarnated and self.rollouts >= at:
-            self.reincarnated = True
-            if "base" in self.anchors:
-                self.anchors["base"].renew(policy)
 
     def _ages(self, groups: int) -> list[int]:
         """How old each group of this batch is, the same on every process; at least one is fresh."""
@@ -281,10 +281,6 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
 
     # --------------------------------------------------------------- saving
 
-    def facts(self) -> dict[str, Any]:
-        """Whether the base has been renewed."""
-        return {"reincarnated": self.reincarnated}
-
     def stored(self) -> dict[str, Tensor]:
         """The groups to replay: those of this process."""
         return self.history.state_dict() if self.history is not None else {}
@@ -294,8 +290,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         moving = self.history is not None or bool(self.generations) or "previous" in self.anchors
         return moving and self._block_began == self.state.global_step
 
-    def take_back(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def take_back(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on as the saved run would have."""
-        self.reincarnated = bool(facts["reincarnated"])
         if self.history is not None:
             self.history.load_state_dict(tensors)

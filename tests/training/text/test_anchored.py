@@ -44,7 +44,7 @@ class Replaying(AnchorFiles, Bare):
     def stored(self):
         return self.history.state_dict()
 
-    def take_back(self, facts, tensors):
+    def take_back(self, tensors):
         self.history.load_state_dict(tensors)
 
 

@@ -6,11 +6,14 @@ from small_lm import built
 
 trl = pytest.importorskip("trl")
 
+from transformers import TrainerCallback  # noqa: E402
+
 from imgrl.anchor import Constant, Frozen, Piecewise  # noqa: E402
 from imgrl.errors import RewardError  # noqa: E402
 from imgrl.objectives.text import ADPO, GRPO, SPINE, TRRD, TTRL, ReMix  # noqa: E402
 from imgrl.rewards.base import Reward  # noqa: E402
 from imgrl.rewards.calling import Patience  # noqa: E402
+from imgrl.training.text.copies import WeightCopy  # noqa: E402
 from imgrl.training.text.online import OnlineTrainer  # noqa: E402
 from imgrl.training.text.rewarding import TextReward  # noqa: E402
 
@@ -101,6 +104,55 @@ def test_remix_runs_the_previous_policy_only_where_it_has_weight_and_remembers_i
     assert torch.equal(trainer.anchors["previous"].tensors["lm_head.weight"], weights[0])
     log = trainer._metrics["train"]
     assert len(log["objective/anchor_kl"]) == 2 and log["objective/previous_kl"][0] > 1e-3
+
+
+def renewing(lm, folder):
+    """A trainer of eight updates, two on each rollout, that renews the base before the third; and its policies."""
+    trainer = trainer_of(
+        ReMix(reincarnate_at=2, passes=2, replay=1.0, lam=Constant(value=1.0)),
+        lm,
+        folder,
+        num_iterations=2,
+        max_steps=8,
+        learning_rate=3e-2,
+        logging_steps=1,
+        save_steps=4,
+    )
+    policies = [WeightCopy(trainer.model).tensors]
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            policies.append(WeightCopy(trainer.model).tensors)
+
+    trainer.add_callback(Keep())
+    return trainer, policies
+
+
+def same(tensors, others):
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensors[name], others[name]) for name in tensors
+    )
+
+
+def test_reincarnation_makes_the_policy_of_its_rollout_the_base_and_ends_the_replay(lm, tmp_path):
+    """Once, and the base pulls nowhere just then."""
+    trainer, policies = renewing(lm, tmp_path)
+    trainer.train()
+    assert same(trainer.anchors["base"].tensors, policies[4]) and not same(policies[4], policies[0])
+    pulls = [row["objective/anchor_kl"] for row in trainer.state.log_history if "objective/anchor_kl" in row]
+    assert [kl < 1e-6 for kl in pulls] == [step in (0, 4) for step in range(8)]
+    assert max(pulls[1:4]) > 1e-2
+    # Nothing is in store at first; one of two groups is then the most that may be old.
+    replayed = [r["objective/replayed"] for r in trainer.state.log_history if "objective/replayed" in r]
+    assert replayed == [0.0, 0.5, 0.0, 0.0]
+
+
+def test_a_run_resumed_where_the_base_is_renewed_has_the_new_base(lm, tmp_path):
+    trainer, policies = renewing(lm, tmp_path)
+    trainer.train()
+    again, _ = renewing(lm, tmp_path)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert same(again.anchors["base"].tensors, policies[4])
 
 
 def test_completions_that_only_vote_are_judged_and_not_trained_on(lm, tmp_path):
