@@ -170,6 +170,11 @@ class Batch:
     updates_per_round: Positive = 1
     """Optimiser steps a round; each takes an equal share of the micro-batches."""
 
+    @property
+    def images(self) -> int:
+        """Images a round."""
+        return self.groups * self.group_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class Advantage:

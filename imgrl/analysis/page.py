@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from imgrl.analysis.plots import panels
+from imgrl.analysis.report import TOGETHER
 
 __all__ = ["page", "short"]
 
@@ -39,7 +40,6 @@ _OVERLAP = (
     "over_matched",
     "over_noise",
 )
-_TOGETHER = ("changed_share", "rotated_changed_share", "jaccard", "bernoulli_null", "matched_null")
 _MASKS = {"principal": "principal", "low": "low magnitude", "principal_not_low": "principal, not low"}
 
 
@@ -117,9 +117,9 @@ def _rotated(report: dict[str, Any]) -> str:
     found = report["rotated"]
     if found is None:
         return ""
-    head = [key.replace("_", " ") for key in _TOGETHER]
+    head = [key.replace("_", " ") for key in TOGETHER]
     groups = [
-        (row["matrices"], row["run"] + 1, row["count"], *(row[key] for key in _TOGETHER))
+        (row["matrices"], row["run"] + 1, row["count"], *(row[key] for key in TOGETHER))
         for row in found["agreement"]
     ]
     matrices = [
@@ -127,7 +127,7 @@ def _rotated(report: dict[str, Any]) -> str:
             layer["name"],
             i + 1,
             "edited" if layer["rotated"]["edited"] else "same",
-            *(run[key] for key in _TOGETHER),
+            *(run[key] for key in TOGETHER),
         )
         for layer in report["layers"]
         if layer["rotated"] is not None

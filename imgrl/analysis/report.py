@@ -31,6 +31,10 @@ ROTATED = (
 )
 
 
+TOGETHER = ("changed_share", "rotated_changed_share", "jaccard", "bernoulli_null", "matched_null")
+"""Figures of a run beside one from a rotated base, in the order of a table."""
+
+
 def document(
     pairing: Pairing,
     layers: Sequence[Layer],

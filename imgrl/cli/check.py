@@ -52,7 +52,7 @@ def _batch(recipe: Recipe, processes: int) -> dict[str, Any]:
     from imgrl.training.geometry import levels
 
     batch = recipe.batch
-    images = batch.groups * batch.group_size
+    images = batch.images
     return {
         "images_per_round": images,
         "images_per_process": images // processes,

@@ -19,7 +19,6 @@ __all__ = ["diagnose"]
 _MOST_RUNS = 8
 _SHOWN = 40
 _NULLS = ("density", "matched", "noise")
-_TOGETHER = ("changed_share", "rotated_changed_share", "jaccard", "bernoulli_null", "matched_null")
 
 
 def diagnose(
@@ -206,6 +205,8 @@ def _rotated_table(report: dict[str, Any], run: int, name: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from imgrl.analysis.report import TOGETHER
+
     found = report["rotated"]
     title = f"{report['base']} → {name} beside {found['base']} → {found['tuned']}"
     table = Table(title=Text(title), title_justify="left")
@@ -217,13 +218,13 @@ def _rotated_table(report: dict[str, Any], run: int, name: str) -> Any:
     for layer in compared[:_SHOWN]:
         own = layer["rotated"]["runs"][run]
         kind = "edited" if layer["rotated"]["edited"] else "same"
-        table.add_row(Text(layer["name"]), kind, *(_n(own[key]) for key in _TOGETHER))
+        table.add_row(Text(layer["name"]), kind, *(_n(own[key]) for key in TOGETHER))
     if len(compared) > _SHOWN:
         table.add_row(f"… {len(compared) - _SHOWN} more, see --json and --html")
     table.add_section()
     for row in (row for row in found["agreement"] if row["run"] == run):
         kind = "" if row["matrices"] == "all" else row["matrices"]
-        table.add_row(f"all {row['count']}", kind, *(_n(row[key]) for key in _TOGETHER))
+        table.add_row(f"all {row['count']}", kind, *(_n(row[key]) for key in TOGETHER))
     return table
 
 

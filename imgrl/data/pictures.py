@@ -31,6 +31,8 @@ def read_picture(file: Path) -> Image.Image | str:
         return f"is a {file.suffix.lower()} file; save it as .png"
     try:
         with Image.open(file) as opened:
+            if getattr(opened, "n_frames", 1) > 1:
+                return "holds several pictures; save each as .png"
             deep = _sixteen_bits(opened)
             opened.load()
             picture: Image.Image = ImageOps.exif_transpose(opened)

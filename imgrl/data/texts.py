@@ -10,6 +10,9 @@ from imgrl.errors import ConfigError
 
 __all__ = ["load_rows"]
 
+_SPOKEN = ("prompt", "completion", "chosen", "rejected")
+"""Columns in which a list is a conversation; in others it may be anything, empty as well."""
+
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -38,19 +41,19 @@ def load_rows(source: str, *, count: int, seed: int = 0, needs: Collection[str])
                 raise ConfigError(
                     f"{source} has no column {column!r} in row {number}; it has {', '.join(row)}"
                 )
-            if _empty(row[column]):
+            if _empty(row[column], spoken=column in _SPOKEN):
                 raise ConfigError(
                     f"{source} has an empty {column!r} in row {number}; fill it or drop the row"
                 )
     return rows
 
 
-def _empty(value: Any) -> bool:
-    """Whether it says nothing: no value, a blank text, or a conversation whose last message is blank or missing."""
-    if isinstance(value, list):
+def _empty(value: Any, *, spoken: bool) -> bool:
+    """Whether it says nothing: no value, a blank text, or, of what is spoken, a conversation that ends in nothing."""
+    if spoken and isinstance(value, list):
         value = value[-1] if value else None
-    if isinstance(value, dict):
-        value = value.get("content", value)
+        if isinstance(value, dict) and not value.get("tool_calls"):
+            value = value.get("content", value)
     return value is None or not str(value).strip()
 
 

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
+from imgrl.recipe import Recipe
 from imgrl.rewards.combine import RewardSet
-from imgrl.training.distributed import World
-from imgrl.types import Scores
+from imgrl.training.rollout import Rollout
+from imgrl.training.tracking import Metrics
 
-__all__ = ["FAULTS", "note_faults"]
-
-FAULTS = "faults.jsonl"
+__all__ = ["note_faults"]
 
 
 def note_faults(
-    folder: Path, round: int, scores: Scores, rewards: RewardSet, *, images: int, world: World
-) -> tuple[dict[str, float], list[str]]:
-    """Failures of a round by reward, for its row of metrics, and a line about each; written to ``faults.jsonl``.
+    rollout: Rollout, rewards: RewardSet, metrics: Metrics, *, round: int, recipe: Recipe
+) -> list[str]:
+    """Write a row of ``faults.jsonl`` for each reward that failed in a round, and return a sentence about each.
 
-    Images on which a reward failed are masked, so they cost their groups some members and nobody a zero.
+    Images on which a reward failed are masked, so they cost their groups some members and nobody a zero. A round in
+    which too many failed ends the run instead, with a sentence of its own. All processes call this.
 
     Args:
-        folder: the run folder.
+        rollout: the round.
+        rewards: those that were asked, which know their last failure on this process.
+        metrics: the run's log.
         round: counted from 1.
-        scores: of this process's images.
-        rewards: those that gave them, which know their last failure.
-        images: of the round, on all processes.
-        world: the processes, all of which call this.
+        recipe: says of how many images.
     """
-    counts = world.add_counts(scores.failures)
-    stories = []
-    for name in (name for name, missed in counts.items() if missed):
-        here = rewards.last_failure.get(name) if scores.failures.get(name) else None
-        told = [why for why in world.gather_objects([None if here is None else str(here)]) if why]
-        fault = {"round": round, "reward": name, "failed": counts[name], "images": images, "last": told[-1]}
-        stories.append(
-            f"round {round}: reward {name!r} failed on {counts[name]} of {images} images, which are masked "
-            f"({told[-1]})"
+    images, sentences = recipe.batch.images, []
+    for name, missed in rollout.failures.items():
+        if not missed:
+            continue
+        here = str(rewards.last_failure[name]) if rollout.scores.failures[name] else None
+        told = [why for why in metrics.world.gather_objects([here]) if why is not None]
+        metrics.fault(round, {"reward": name, "failed": missed, "images": images, "last": told[-1]})
+        sentences.append(
+            f"round {round}: reward {name!r} failed on {missed} of {images} images, which are masked ({told[-1]})"
         )
-        if world.main:
-            with (folder / FAULTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(fault, ensure_ascii=False) + "\n")
-    row = {f"reward/{name}/failed": float(missed) for name, missed in counts.items()}
-    return row | {"reward/failed": float(sum(counts.values()))}, stories
+    return sentences

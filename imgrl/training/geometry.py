@@ -81,7 +81,7 @@ def _check_groups(recipe: Recipe, processes: int) -> None:
 
 
 def _check_rollout(recipe: Recipe, processes: int) -> None:
-    share = recipe.batch.groups * recipe.batch.group_size // processes
+    share = recipe.batch.images // processes
     if recipe.objective.sampler is not None and recipe.rollout.solver != "euler":
         raise ConfigError(
             f"rollout.solver is {recipe.rollout.solver!r}, but {recipe.objective.name} takes random steps, "

@@ -118,13 +118,9 @@ class Trainer:
             learned = learn_from(rollout, parts.rewards, world, waited=waits)
         self.round += 1
         self.seconds += world.first(time.perf_counter() - start)
-        images = recipe.batch.groups * recipe.batch.group_size
-        failed, faults = note_faults(
-            parts.folder, self.round, rollout.scores, parts.rewards, images=images, world=world
-        )
-        row = self._row(rollout, advantages, result, world) | failed | decays | learned
+        row = self._row(rollout, advantages, result, world) | decays | learned
         reporter.round_end(self.round, row)
-        for fault in faults:
+        for fault in note_faults(rollout, parts.rewards, self.metrics, round=self.round, recipe=recipe):
             reporter.message(fault)
         if not advantages.valid.any():
             reporter.message(
@@ -188,14 +184,15 @@ class Trainer:
     def _row(self, rollout: Rollout, advantages: Any, result: UpdateResult, world: World) -> dict[str, float]:
         """What is logged of a round: means over all images of all processes."""
         scores, groups = rollout.scores, self.recipe.batch.groups
-        images = groups * self.recipe.batch.group_size
         row = {"reward": _mean(scores.total, world)}
         row |= {f"reward/{name}": _mean(values, world) for name, values in scores.values.items()}
+        row |= {f"reward/{name}/failed": float(missed) for name, missed in rollout.failures.items()}
         row |= {
+            "reward/failed": float(sum(rollout.failures.values())),
             "groups/zero_variance": len(advantages.zero_variance_groups) / groups,
             "groups/dropped": len(advantages.dropped_groups) / groups,
             "reward/masked": 1 - float(advantages.valid.double().mean()),
-            "images": float(images * self.round),
+            "images": float(self.recipe.batch.images * self.round),
             "optimizer_steps": float(self.step),
             "minutes": self.seconds / 60,
         }

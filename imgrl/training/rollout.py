@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ class Rollout:
     scores: Scores
     rows: Tensor
     """int64 [n]: each image's number in the round, 0 .. groups x group_size."""
+    failures: Mapping[str, int]
+    """On how many images each reward failed, over all processes."""
     path: Path | None = None
     """The random steps, for an objective that trains on them."""
 
@@ -42,7 +44,7 @@ def local_rows(recipe: Recipe, world: World) -> Tensor:
     """The rows of a round that this process makes: its slice of every micro-batch."""
     batch = recipe.batch
     micro = batch.micro_groups * batch.group_size
-    starts = range(0, batch.groups * batch.group_size, micro)
+    starts = range(0, batch.images, micro)
     return torch.cat([torch.arange(start, start + micro)[world.share(micro)] for start in starts])
 
 
@@ -79,9 +81,11 @@ def collect(
         images = torch.cat(parts)
         with phases("reward"):
             scores = judge.scores(images, chosen, group)
-            rewards.check_failures(world.add_counts(scores.failures), recipe.batch.groups * size)
+            failures = world.add_counts(scores.failures)
+            rewards.check_failures(failures, recipe.batch.images)
     samples = Samples(prompts=chosen, group=group, seeds=seeds, latents=torch.cat(latents), images=images)
-    return Rollout(samples=samples, scores=scores, rows=rows, path=joined(paths) if paths else None)
+    path = joined(paths) if paths else None
+    return Rollout(samples=samples, scores=scores, rows=rows, failures=failures, path=path)
 
 
 def _parts(recipe: Recipe, count: int) -> Iterator[slice]:
@@ -134,7 +138,7 @@ def advantages_of(rollout: Rollout, *, recipe: Recipe, world: World) -> tuple[Ad
 
     weights = {name: weight for name, weight in _weights(recipe).items() if weight}
     if not mask.any():
-        return _nothing_scored(rollout, group, world), _rows_here(group, world)
+        return _nothing_scored(rollout, group), _rows_here(group, world)
     total = whole(scores.total)
     _check_scores(recipe, total, mask)
     named = {name: whole(values) for name, values in scores.values.items() if name in weights}
@@ -159,14 +163,13 @@ def _rows_here(group: Tensor, world: World) -> Tensor:
     return torch.arange(len(group)).view(world.size, -1)[world.rank]
 
 
-def _nothing_scored(rollout: Rollout, group: Tensor, world: World) -> Advantages:
+def _nothing_scored(rollout: Rollout, group: Tensor) -> Advantages:
     """A round that teaches nothing because every call failed, as the budget allows: the run goes on without it.
 
     Raises:
         RewardError: if nothing failed, so that no later round can be better.
     """
-    (failed,) = world.add_numbers([float(sum(rollout.scores.failures.values()))])
-    if not failed:
+    if not any(rollout.failures.values()):
         raise RewardError(
             "No image of the round has a score: no reward with a weight applies to any of them; check the prompts."
         )

@@ -23,28 +23,36 @@ class Metrics:
     """Appends rows to ``metrics.jsonl`` and hands them to accelerate's trackers; only the main process writes."""
 
     def __init__(self, folder: Path, world: World) -> None:
-        self.file, self.world = folder / "metrics.jsonl", world
+        self.file, self.faults, self.world = folder / "metrics.jsonl", folder / "faults.jsonl", world
 
     def log(self, round: int, values: Mapping[str, float]) -> None:
         """Write one row for a round."""
-        if self.world.main:
-            with self.file.open("a") as handle:
-                handle.write(json.dumps(finite({"round": round, **values})) + "\n")
+        self._append(self.file, finite({"round": round, **values}))
         self.world.accelerator.log(dict(values), step=round)
+
+    def fault(self, round: int, story: Mapping[str, Any]) -> None:
+        """Write one row of ``faults.jsonl``: what failed in a round."""
+        self._append(self.faults, {"round": round, **story})
 
     def rewind(self, round: int) -> None:
         """Drop rows after ``round``: a resumed run writes them again."""
-        self._keep(lambda line: _round_of(line) <= round)
+        for file in (self.file, self.faults):
+            self._keep(file, lambda line: _round_of(line) <= round)
 
     def forget_final(self, round: int) -> None:
         """Drop a final measurement after the same round, which is made again when a finished run is resumed."""
-        self._keep(lambda line: not ('"final": ' in line and _round_of(line) == round))
+        self._keep(self.file, lambda line: not ('"final": ' in line and _round_of(line) == round))
 
-    def _keep(self, wanted: Callable[[str], bool]) -> None:
-        if not self.world.main or not self.file.exists():
+    def _append(self, file: Path, row: Mapping[str, Any]) -> None:
+        if self.world.main:
+            with file.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+
+    def _keep(self, file: Path, wanted: Callable[[str], bool]) -> None:
+        if not self.world.main or not file.exists():
             return
-        rows = [line for line in self.file.read_text().splitlines() if wanted(line)]
-        replace(self.file, "".join(f"{row}\n" for row in rows))
+        rows = [line for line in file.read_text().splitlines() if wanted(line)]
+        replace(file, "".join(f"{row}\n" for row in rows))
 
     def rows(self) -> list[dict[str, float]]:
         """Everything logged so far, on the main process."""

@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from torch.testing import assert_close
 
 from imgrl import anchor as core
-from imgrl.flow import add_noise, guided, sde_step, velocity_target
+from imgrl.flow import add_noise, sde_step, velocity_target
 from imgrl.objectives.image import crd_loss
 from imgrl.objectives.text import ADPO, TextBatch, adpo_loss, pairwise_loss
 
@@ -207,14 +207,6 @@ def test_the_mean_divergence_from_two_anchors_is_that_from_their_mixture_and_a_c
         entropy, a, b = (Categorical(logits=z).entropy() for z in (mixed, one, two))
         constant = entropy - 0.3 * a - 0.7 * b
         assert_close(0.3 * kl(one, live) + 0.7 * kl(two, live), kl(mixed, live) + constant)
-
-
-@SPACES
-def test_guidance_1_is_the_conditional_output_and_0_the_unconditional(space):
-    anchor = space.parameters(0)
-    cond, uncond = space.output(anchor), space.output(anchor, torch.full_like(PROMPT, 2))
-    for scale, expected in ((1.0, cond), (0.0, uncond), (4.5, 4.5 * cond - 3.5 * uncond)):
-        assert_close(guided(cond, uncond, scale=scale), expected)
 
 
 def test_sampled_estimators_over_every_text():

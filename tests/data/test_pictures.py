@@ -62,6 +62,8 @@ def write(file, kind):
     elif kind == "cut off":
         Image.effect_noise((64, 64), 50).save(file)
         file.write_bytes(file.read_bytes()[:900])
+    elif kind == "pages":
+        grey.save(file, format="TIFF", save_all=True, append_images=[grey])
     elif kind == "grey":
         grey.save(file)
     elif kind == "opaque":
@@ -79,6 +81,7 @@ def write(file, kind):
         ("deep grey", "has more than 8 bits a channel; save it as 8-bit RGB"),
         ("deep colour", "has more than 8 bits a channel; save it as 8-bit RGB"),
         ("deep tiff", "has more than 8 bits a channel; save it as 8-bit RGB"),
+        ("pages", "holds several pictures; save each as .png"),
         ("small", "is only 40 x 7 pixels, fewer than 8 on a side"),
     ],
 )

@@ -100,6 +100,7 @@ def make_rollout(
         samples=samples,
         scores=Scores(values={"bright": total}, total=total, mask=keep, failures={}),
         rows=rows,
+        failures={},
     )
 
 
@@ -122,6 +123,7 @@ def take(rollout: rollouts.Rollout, rows: torch.Tensor) -> rollouts.Rollout:
             total=scores.total[rows],
             mask=scores.mask[rows],
         ),
+        failures=rollout.failures,
     )
 
 

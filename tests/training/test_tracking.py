@@ -12,8 +12,10 @@ from small_runs import rows_of
 
 from imgrl.errors import ConfigError
 from imgrl.training import checks
+from imgrl.training.distributed import World
 from imgrl.training.image_loop import Trainer
 from imgrl.training.run_folder import finite
+from imgrl.training.tracking import Metrics
 
 
 @pytest.fixture
@@ -122,3 +124,18 @@ def test_a_finished_run_that_is_resumed_has_one_final_row(recipe):
     for resume in (False, True):
         Trainer(made).train(resume=resume)
     assert [row["round"] for row in rows_of(made.run.dir) if "final" in row] == [2]
+
+
+def test_going_back_takes_the_rows_and_faults_of_later_rounds_with_it(tmp_path):
+    quiet = SimpleNamespace(is_main_process=True, log=lambda values, step: None)
+    metrics = Metrics(tmp_path, World(quiet))
+    for round in (1, 2, 3):
+        metrics.log(round, {"reward": round / 10})
+        metrics.fault(round, {"reward": "mine", "failed": round})
+    with metrics.faults.open("a") as file:
+        file.write('{"round": 1, "rew')  # cut short by a crash
+    metrics.rewind(2)
+    assert metrics.rows() == [{"round": 1, "reward": 0.1}, {"round": 2, "reward": 0.2}]
+    assert metrics.faults.read_text() == (
+        '{"round": 1, "reward": "mine", "failed": 1}\n{"round": 2, "reward": "mine", "failed": 2}\n'
+    )

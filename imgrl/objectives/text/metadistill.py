@@ -94,7 +94,7 @@ class MetaDistill:
     paper: ClassVar[str] = "arXiv 2601.13100"
     kind: ClassVar[Literal["online"]] = "online"
     anchored: ClassVar[tuple[str, str, str]] = (
-        "frozen base teacher (from Python also a Mixture of several), mixed with a copy of the last generation",
+        "frozen base teacher, mixed with a copy of the last generation",
         "exact forward KL from the mixture",
         "the loss itself",
     )

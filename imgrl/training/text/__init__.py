@@ -3,5 +3,5 @@
 ``checks`` refuses what cannot run, ``copies`` are the anchors, ``checkpoints`` the folders they are saved in, ``heads``
 and ``scoring`` fill a batch, ``supervised``, ``preference`` and ``online`` are the trainers (the only modules that
 import TRL at the top; nothing imports them but ``session``, inside a function), ``pissa`` is what peft leaves open of
-that start, ``heldout`` measures, ``rescue`` saves where an error ends a run.
+that start, ``heldout`` measures, ``rescue`` saves where an error ends a run, ``quiet`` silences the libraries.
 """

@@ -174,7 +174,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def _begin_block(self) -> None:
         """Move the anchors on: a new batch of rollouts starts an update block.
 
-        Last of all that a rollout does, so that one that fails has changed nothing. Only losses read anchors.
+        Last of all that a rollout does, so that one whose rewards fail has changed nothing. Only losses read anchors.
         """
         self._block_began = self.state.global_step
         policy: Any = self.accelerator.unwrap_model(self.model)
@@ -215,6 +215,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         generator = self._replay_generator(1, process=self.accelerator.process_index)
         replayed = [self.history.draw(age, generator) for age in ages if age]
         self._metrics["train"]["objective/replayed"].append(len(replayed) / len(ages))
+        self._block_began = self.state.global_step  # from here on it has moved
         self.history.add(fresh)
         if not replayed:
             return output

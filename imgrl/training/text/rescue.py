@@ -11,25 +11,33 @@ import torch
 
 from imgrl.errors import BudgetError
 from imgrl.objectives.text.base import passes_of
+from imgrl.training.distributed import World
 from imgrl.training.text.checkpoints import is_whole
 
-__all__ = ["RandomState", "save_last_step"]
+__all__ = ["StepState", "save_last_step"]
 
 
-class RandomState:
-    """Every generator that a step draws from, as they are when this is made."""
+class StepState:
+    """What a step that fails may have moved though no weight has: every generator, and TRL's count of tokens."""
 
-    def __init__(self) -> None:
-        self._state = (
+    def __init__(self, state: Any) -> None:
+        """Take them as they are.
+
+        Args:
+            state: transformers' state of the training.
+        """
+        self._tokens = state.num_input_tokens_seen
+        self._random = (
             random.getstate(),
             np.random.get_state(),
             torch.get_rng_state(),
             torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         )
 
-    def restore(self) -> None:
+    def restore(self, state: Any) -> None:
         """Put them back."""
-        python, numpy, cpu, cuda = self._state
+        state.num_input_tokens_seen = self._tokens
+        python, numpy, cpu, cuda = self._random
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
@@ -37,7 +45,7 @@ class RandomState:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def save_last_step(trainer: Any, state: RandomState | None, error: Exception) -> Path | None:
+def save_last_step(trainer: Any, last: StepState | None, error: Exception) -> Path | None:
     """Write the checkpoint that an uninterrupted run could have written after its last step, and say where.
 
     Nothing is written where that would not be one: before the first step, between updates on the same completions,
@@ -45,15 +53,17 @@ def save_last_step(trainer: Any, state: RandomState | None, error: Exception) ->
 
     Args:
         trainer: one of ours, whose weights are those of its last whole step.
-        state: the random state right after that step.
+        last: what it was right after that step.
         error: what ends the run.
     """
     step, alone = int(trainer.state.global_step), int(trainer.args.world_size) == 1
-    if state is None or not step or step % passes_of(trainer.objective) or trainer.has_moved_on():
+    if last is None or not step or step % passes_of(trainer.objective) or trainer.has_moved_on():
         return None
-    folder = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    if is_whole(folder) or not (alone or isinstance(error, BudgetError)):
+    if not (alone or isinstance(error, BudgetError)):
         return None
-    state.restore()
+    folder, world = Path(trainer.args.output_dir) / f"checkpoint-{step}", World(trainer.accelerator)
+    if world.any(world.main and is_whole(folder)):  # disks of several machines may differ
+        return None
+    last.restore(trainer.state)
     trainer._save_checkpoint(trainer.model, None)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ from imgrl.training.text import checkpoints
 from imgrl.training.text.checks import check_text
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
+from imgrl.training.text.quiet import hush
 from imgrl.training.text.rescue import save_last_step
 from imgrl.training.tracking import Metrics, environment
 
@@ -103,7 +103,7 @@ class TextSession:
             refuse_mask_under_deepspeed(os.environ)
         if recipe.generation.vllm is not None:
             refuse_missing_vllm()
-        _hush()
+        hush()
         if not resume and holds_results(folder):
             raise ConfigError(
                 f"{folder} already holds a run; continue it with `imgrl lm train --resume {folder}`, or choose "
@@ -147,9 +147,17 @@ class TextSession:
         try:
             self._train_on(trainer, watch, newest)
         except (ModelError, RewardError) as error:
-            if (saved := save_last_step(trainer, watch.random, error)) is not None:
-                self.tell(f"what was trained is kept in {saved}; continue with --resume {self.folder}")
+            self._rescue(trainer, watch, error)
             raise
+
+    def _rescue(self, trainer: Any, watch: Watch, error: Exception) -> None:
+        try:
+            saved = save_last_step(trainer, watch.after_step, error)
+        except OSError as disk:  # the user is to hear of what ended the run
+            self.tell(f"what was trained since the last checkpoint could not be saved ({disk})")
+            return
+        if saved is not None:
+            self.tell(f"what was trained is kept in {saved}; continue with --resume {self.folder}")
 
     def _train_on(self, trainer: Any, watch: Watch, newest: Path | None) -> None:
         if newest is None:
@@ -282,21 +290,3 @@ class TextSession:
     def log(self, step: int, heldout: Mapping[str, float], more: Mapping[str, float] | None = None) -> None:
         """A row of ``metrics.jsonl``."""
         self.metrics.log(step, {**(more or {}), **{f"heldout/{name}": v for name, v in heldout.items()}})
-
-
-def _hush() -> None:
-    """No loading bars of other libraries, no page about each completion without a reward: they are counted."""
-    import datasets
-    import transformers
-
-    trl = logging.getLogger("trl.trainer.grpo_trainer")
-    if not any(isinstance(item, _LeftOut) for item in trl.filters):
-        trl.addFilter(_LeftOut())
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-
-
-class _LeftOut(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "returned None" not in record.getMessage()

@@ -12,7 +12,7 @@ from imgrl.anchor import Anchor
 from imgrl.objectives.text.base import passes_of
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
-from imgrl.training.text.rescue import RandomState
+from imgrl.training.text.rescue import StepState
 
 if TYPE_CHECKING:
     from imgrl.training.text.session import TextSession
@@ -21,7 +21,7 @@ __all__ = ["Follow", "Watch"]
 
 
 class Watch(TrainerCallback):
-    """Logs every step, evaluates, stops by the clock or on Ctrl-C after the step.
+    """Logs every step, evaluates, and stops by the clock or on Ctrl-C after the step.
 
     Args:
         session: whose recipe says when, and whose metrics receive the rows.
@@ -35,8 +35,8 @@ class Watch(TrainerCallback):
         self.last: tuple[int, dict[str, float]] | None = None
         self._spent = spent
         self._since: float | None = None
-        self.random: RandomState | None = None
-        """Right after the last step."""
+        self.after_step: StepState | None = None
+        """As things stood right after the last step."""
 
     def elapsed(self) -> float:
         """Seconds of training over all sessions of the run, evaluation not counted."""
@@ -63,8 +63,13 @@ class Watch(TrainerCallback):
         self.interrupted = True
         self.session.tell("finishing the step; press Ctrl-C again to stop at once")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """A row of ``metrics.jsonl`` and a line for the user."""
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any
+    ) -> None:
+        """A row of ``metrics.jsonl`` and a line for the user after each step, then an evaluation where it is due.
+
+        In this order, so that a verifier that dies does not take the step's row with it.
+        """
         numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         if "loss" in numbers:
             self.session.log(state.global_step, {}, numbers)
@@ -72,15 +77,15 @@ class Watch(TrainerCallback):
             self.session.tell(
                 f"step {state.global_step}/{state.max_steps}  {name} {numbers[name]:.{digits}f}"
             )
+            every = self.session.recipe.evaluation.every
+            if every and state.global_step % every == 0:
+                self._evaluate(state.global_step, model)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Evaluate where it is due, and end the run where it is time."""
-        session, self.random = self.session, RandomState()
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End the run where it is time."""
+        session, self.after_step = self.session, StepState(state)
         if state.global_step == state.max_steps:  # with checkpoint.every=0 the only one
             control.should_save = True
-        every = session.recipe.evaluation.every
-        if every and state.global_step % every == 0:
-            self._evaluate(state.global_step, model)
         block_ends = state.global_step % passes_of(session.recipe.objective) == 0
         if block_ends and session.world.any(self.interrupted or self.out_of_time()):
             control.should_training_stop = True

@@ -134,6 +134,25 @@ def same(tensors, others):
     )
 
 
+@pytest.mark.parametrize("objective", [GRPO(), ReMix()], ids=["grpo", "remix"])
+def test_a_rollout_moves_on_what_a_checkpoint_keeps_until_its_step_is_taken(objective, lm, tmp_path):
+    """Then no checkpoint of the step before can be written; GRPO keeps nothing but weights."""
+    trainer = trainer_of(objective, lm, tmp_path)
+    assert not trainer.has_moved_on()
+    rollout(trainer)
+    assert trainer.has_moved_on() == isinstance(objective, ReMix)
+    trainer.state.global_step += 1
+    assert not trainer.has_moved_on()
+
+    def gone(completions, **_):
+        raise RewardError("the judge is gone")
+
+    trainer.reward_funcs[0] = gone
+    with pytest.raises(RewardError):
+        rollout(trainer)
+    assert not trainer.has_moved_on()
+
+
 def test_reincarnation_makes_the_policy_of_its_rollout_the_base_and_ends_the_replay(lm, tmp_path):
     """Once, and the base pulls nowhere just then."""
     trainer, policies = renewing(lm, tmp_path)

@@ -581,6 +581,18 @@ def test_what_was_trained_before_a_reward_died_is_kept(name, dies, lm, teacher, 
     run("--resume", tmp_path / "ill")
     whole, healed = (load_file(tmp_path / f / "model" / "model.safetensors") for f in ("whole", "ill"))
     assert all(torch.equal(tensor, healed[key]) for key, tensor in whole.items())
+    assert numbers_of(tmp_path / "ill") == numbers_of(tmp_path / "whole")
+
+
+def numbers_of(folder):
+    """What each step said, but for the clock."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    clocks = ("step_time", "runtime", "per_second")
+    return [
+        {key: value for key, value in row.items() if not key.endswith(clocks) and "heldout" not in key}
+        for row in rows
+        if "loss" in row
+    ]
 
 
 def test_without_a_recipe_the_bundled_model_trains_and_says_how_it_stood(tmp_path, monkeypatch):
@@ -600,3 +612,19 @@ def test_without_a_recipe_the_bundled_model_trains_and_says_how_it_stood(tmp_pat
     assert f"held-out pass@1 before training: {before:.3f}\n" in output
     assert f"held-out pass@1 after 2 steps: {after:.3f} (before: {before:.3f})\n" in output
     assert 0.2 < before < 0.7  # of 8 answers: it is the model that can be improved, no random one
+
+
+def test_a_full_disk_does_not_hide_what_ended_the_run(lm, tmp_path, monkeypatch):
+    from imgrl.training.text import session
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(session, "save_last_step", full)
+    (tmp_path / "own.py").write_text(
+        "def gone(completions, prompts, **columns):\n    raise ConnectionError('the judge is gone')\n"
+    )
+    rewards = f"rewards={{gone: {{use: '{tmp_path}/own.py:gone', retries: 0}}}}"
+    output = run(*arguments("grpo", lm, tmp_path / "run", rewards), code=2)
+    assert "could not be saved ([Errno 28] No space left on device)" in output
+    assert output.rstrip().endswith("ConnectionError: the judge is gone.")
