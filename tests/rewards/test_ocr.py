@@ -106,6 +106,8 @@ def test_recognising_without_a_detector():
     reader = Ocr(mode="recognise")
     images = torch.stack([sign("STOP"), torch.ones(3, 64, 64)])
     assert reader(images, ['says "STOP"'] * 2) == [1.0, 0.0]
+    noise = torch.rand(24, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert max(reader(noise, ['says "I"', 'says "7"', 'says "CAT"'] * 8)) > 0.3  # letters that are not there
 
 
 def test_settings_are_checked():
