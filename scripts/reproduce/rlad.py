@@ -30,7 +30,7 @@ COMMON = (
     "checkpoint.every=16",
     "checkpoint.keep=6",
 )
-ALPHAS = ("0.1", "0.3", "0.5", "0.7", "0.9")
+ALPHAS = ("0.1", "0.5", "0.9")
 WEIGHTS = ("2e-3", "0.1")  # KDRL's paper's, and one at which its teacher matters here
 
 
