@@ -13,13 +13,13 @@ import typer
 
 from imgrl.cli.common import split_arguments
 from imgrl.errors import ConfigError
+from imgrl.training.launch import processes
 
 __all__ = [
     "Quiet",
     "Resume",
     "is_main",
     "new_folder",
-    "processes",
     "recipe_of_run",
     "refuse_results",
     "saved_recipe",
@@ -29,11 +29,6 @@ Resume = Annotated[
     Path | None, typer.Option(help="Continue the run in this folder; its recipe is used.", metavar="RUN")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-
-
-def processes() -> int:
-    """How many processes were launched together, by torchrun or accelerate."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imgrl.cli.common import Arguments, AsJson, print_json, split_arguments
-from imgrl.cli.runs import Quiet, is_main, new_folder, processes, refuse_results, saved_recipe
+from imgrl.cli.runs import Quiet, is_main, new_folder, refuse_results, saved_recipe
 from imgrl.errors import ConfigError
+from imgrl.training.launch import processes
 
 if TYPE_CHECKING:
     from imgrl.recipe import Imitation, Recipe

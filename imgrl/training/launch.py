@@ -1,15 +1,21 @@
-"""What a launcher asked for, as far as copies of weights that are switched in place can go along."""
+"""What a launcher asked for, and what of it copies of weights that are switched in place cannot go along with."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from imgrl.errors import ConfigError
 
-__all__ = ["refuse_mask_under_deepspeed", "refuse_missing_vllm", "refuse_sharded_weights"]
+__all__ = ["processes", "refuse_mask_under_deepspeed", "refuse_missing_vllm", "refuse_sharded_weights"]
+
+
+def processes() -> int:
+    """How many processes were launched together, by torchrun or accelerate."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def refuse_sharded_weights(environment: Mapping[str, str], *, command: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from imgrl.objectives.text.base import passes_of
 from imgrl.recipe_text import VLLM, TextModel, TextRecipe
+from imgrl.training.launch import processes
 
 __all__ = [
     "online_arguments",
@@ -120,7 +121,7 @@ def _vllm(settings: VLLM) -> dict[str, Any]:
 
 def _share(count: int) -> int:
     """Of so many sequences, those of one process."""
-    return count // int(os.environ.get("WORLD_SIZE", "1"))
+    return count // processes()
 
 
 def _accumulation(recipe: TextRecipe, sequences: int) -> int:

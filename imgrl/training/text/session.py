@@ -88,6 +88,7 @@ class TextSession:
         from transformers import set_seed
 
         from imgrl.training.launch import (
+            processes,
             refuse_mask_under_deepspeed,
             refuse_missing_vllm,
             refuse_sharded_weights,
@@ -97,7 +98,7 @@ class TextSession:
         from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
-        check_text(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))  # made in Python, nobody asked
+        check_text(recipe, processes=processes())  # made in Python, nobody asked
         refuse_sharded_weights(os.environ, command="imgrl lm train")
         if recipe.model.mask is not None:
             refuse_mask_under_deepspeed(os.environ)
