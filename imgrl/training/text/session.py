@@ -27,6 +27,7 @@ from imgrl.training.text.rescue import save_last_step
 from imgrl.training.tracking import Metrics, environment
 
 if TYPE_CHECKING:
+    from imgrl.training.text.rewarding import TextReward
     from imgrl.training.text.watch import Watch
 
 __all__ = ["TextSession", "TextSummary"]
@@ -66,6 +67,8 @@ class TextSession:
         self.drift: DriftWatch | None = None
         self.left_out = 0
         """Rows of data that are not trained on."""
+        self.rewards: list[TextReward] = []
+        """What scores the rollouts of an online run."""
 
     def tell(self, line: str) -> None:
         """Say a line, once and not on every process."""
@@ -230,13 +233,13 @@ class TextSession:
             recipe.data.prompts, count=recipe.data.count, seed=recipe.run.seed, needs=("prompt",)
         )
         rows = [{key: value for key, value in row.items() if key != "completion"} for row in rows]
-        rewards, weights = build_rewards(
+        self.rewards, weights = build_rewards(
             recipe.rewards,
             budget=recipe.failure_budget,
             columns=[key for key in rows[0] if key != "prompt"],
             group_size=recipe.batch.sampled,
         )
-        if recipe.batch.votes is not None and not any(own.reward.groupwise for own in rewards):
+        if recipe.batch.votes is not None and not any(own.reward.groupwise for own in self.rewards):
             raise ConfigError(
                 "batch.votes has no effect: none of the rewards judges a prompt's completions by one another, as vote "
                 "does; leave it out, or raise batch.group_size"
@@ -245,7 +248,7 @@ class TextSession:
         return OnlineTrainer(
             args=args,
             train_dataset=Dataset.from_list(rows),
-            reward_funcs=rewards,
+            reward_funcs=self.rewards,
             teacher=teacher,
             group_size=recipe.batch.group_size,
             **common,
