@@ -101,8 +101,10 @@ def head_statistics(
     if BLOCKWISE.issuperset(want) and not whole:
         blocks = blocks_of(ids.device, chunk)
         names, chunks = plan(want, False, ids, mask, len(weight), temperature, blocks.rows)
-        sizes = {"temperature": temperature, "columns": blocks.columns}
-        return dict(zip(names, blockwise(names, chunks, hidden, weight, bias, ids, **sizes), strict=True))
+        values = blockwise(
+            names, chunks, hidden, weight, bias, ids, temperature=temperature, columns=blocks.columns
+        )
+        return dict(zip(names, values, strict=True))
     head, offset = head_in_use(anchor_weight, anchor_bias)
     if anchor_hidden is not None:
         anchor_at = partial(pick, anchor_hidden, head, offset)
