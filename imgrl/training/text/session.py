@@ -59,6 +59,8 @@ class TextSession:
 
     world: World
     metrics: Metrics
+    before: dict[str, float]
+    """How the model stood before training."""
 
     def __init__(self, recipe: TextRecipe, *, tell: Callable[[str], None] = lambda _: None) -> None:
         self.recipe, self._tell = recipe, tell
@@ -89,9 +91,9 @@ class TextSession:
 
         from imgrl.training.launch import (
             processes,
-            refuse_mask_under_deepspeed,
             refuse_missing_vllm,
             refuse_sharded_weights,
+            refuse_what_launchers_undo,
         )
         from imgrl.training.text.drift import drift_watch
         from imgrl.training.text.models import load_model, load_teacher
@@ -100,8 +102,8 @@ class TextSession:
         recipe, folder = self.recipe, self.folder
         check_text(recipe, processes=processes())  # made in Python, nobody asked
         refuse_sharded_weights(os.environ, command="imgrl lm train")
-        if recipe.model.mask is not None:
-            refuse_mask_under_deepspeed(os.environ)
+        pissa = recipe.model.train == "lora" and recipe.model.lora.init == "pissa"
+        refuse_what_launchers_undo(os.environ, mask=recipe.model.mask is not None, pissa=pissa)
         if recipe.generation.vllm is not None:
             refuse_missing_vllm()
         hush()
@@ -126,17 +128,27 @@ class TextSession:
             )
         # From the weights before training, also where a run is resumed.
         self.drift, heldout.base = drift_watch(trainer.model, start=trainer.start()), self._base(trainer)
-        if newest is None:
-            before = heldout(trainer.model)
-            self.log(0, before)
-            self.keep("before.json", before)
-        else:
-            before = read_json(folder / "before.json")
-            self.metrics.rewind(checkpoints.step_of(newest))
-        self.tell(f"held-out pass@1 before training: {before['pass@1']:.3f}")
         watch = Watch(self, heldout, spent=checkpoints.seconds_of(newest))
+        if newest is not None:
+            self.metrics.rewind(checkpoints.step_of(newest))
+            self._begin_at(read_json(folder / "before.json"))
+        elif trainer.is_fsdp_enabled:  # a model that is to be sharded waits, whole, on the CPU
+            watch.at_begin = lambda model: self.measure_before(heldout, model)
+        else:
+            self.measure_before(heldout, trainer.model)
         self._run(trainer, watch, newest)
-        return self._finish(trainer, heldout, before, watch)
+        return self._finish(trainer, heldout, watch)
+
+    def measure_before(self, heldout: HeldOut, model: Any) -> None:
+        """Write down how the model stands before training."""
+        before = heldout(model)
+        self.log(0, before)
+        self.keep("before.json", before)
+        self._begin_at(before)
+
+    def _begin_at(self, before: dict[str, float]) -> None:
+        self.before = before
+        self.tell(f"held-out pass@1 before training: {before['pass@1']:.3f}")
 
     def _run(self, trainer: Any, watch: Watch, newest: Path | None) -> None:
         """TRL's loop, if there is anything left to do."""
@@ -168,8 +180,8 @@ class TextSession:
         else:
             trainer.train(resume_from_checkpoint=str(newest))
 
-    def _finish(self, trainer: Any, heldout: HeldOut, before: dict[str, float], watch: Watch) -> TextSummary:
-        step = trainer.state.global_step
+    def _finish(self, trainer: Any, heldout: HeldOut, watch: Watch) -> TextSummary:
+        before, step = self.before, trainer.state.global_step
         after = watch.last[1] if watch.last and watch.last[0] == step else heldout(trainer.model)
         if not (watch.last and watch.last[0] == step):
             self.log(step, after)
