@@ -157,9 +157,21 @@ class AnchorFiles:
         _save(tensors, folder / ANCHORS)
         parts = trainer.args.world_size if own else 0
         facts = {"anchors": sorted(self.anchors), "parts": parts, "seconds": self.elapsed()}
-        write_json(folder / FACTS, facts)
+        write_json(folder / FACTS, facts | {"sharded": is_sharded(trainer.model)})
         if self.keep is not None:
             prune(folder.parent, self.keep)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        """The library's, which knows no sentence for weights that were written in the other way."""
+        trainer: Any = self
+        facts = Path(checkpoint) / FACTS
+        was = facts.is_file() and read_json(facts).get("sharded", False)
+        if was != trainer.is_fsdp_enabled:
+            raise CheckpointError(
+                f"{checkpoint} was written {'with' if was else 'without'} FSDP; resume with the launch the run began "
+                "with."
+            )
+        super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]

@@ -1,7 +1,62 @@
-"""Models sharded over two processes on a CPU, by torch's fully_shard: beside models that were never sharded."""
+"""Models sharded over two processes on a CPU, by torch's fully_shard, beside runs that are not sharded.
 
+No GPU was there to try it on, and accelerate shards over GPUs alone: `sharded.cpus_may_shard` has it take the CPUs for
+some. All that comes after that question is as it is on GPUs, but for streams, device moves and NCCL.
+"""
+
+import json
+import shutil
+
+import pytest
 import sharded
-from two_processes import two
+import torch
+from safetensors.torch import load_file
+from two_processes import command, two
+
+from imgrl.cli.main import app
+
+SMALL = [
+    "run.steps=4",
+    "data.count=32",
+    "generation.max_tokens=12",
+    "evaluation.limit=4",
+    "evaluation.samples=1",
+    "evaluation.every=0",
+    "checkpoint.every=2",
+    "optimizer.lr=1e-2",  # far enough for the anchor's pull to show
+]
+
+
+def arguments(name, lm, folder, *more):
+    size = 4 if more and more[0].startswith("rewards=") else 1
+    return [
+        f"tiny-lm/{name}",
+        f"model.path={lm}",
+        f"run.dir={folder}",
+        *SMALL,
+        "batch.groups=4",
+        f"batch.group_size={size}",
+        *more,
+    ]
+
+
+def steps(folder):
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if "loss" in row]
+
+
+def weights(folder):
+    (file,) = (folder / "model").glob("*model.safetensors")
+    return load_file(file)
+
+
+def cut_back(folder, step):
+    """Leave what a run that was killed after a step leaves."""
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "model")
+    for path in (folder / "checkpoints").glob("checkpoint-*"):
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
 
 
 def test_a_copy_of_a_sharded_model_speaks_as_it_did_and_gives_its_weights_back(lm):
@@ -10,3 +65,36 @@ def test_a_copy_of_a_sharded_model_speaks_as_it_did_and_gives_its_weights_back(l
 
 def test_copies_of_sharded_models_follow_and_are_kept(lm):
     two(sharded.copies_follow_and_are_kept, str(lm))
+
+
+def test_a_sharded_run_learns_what_one_process_learns_and_resumes(lm, tmp_path):
+    """Full fine-tuning against a base that moves, clipped, two micro-batches an update."""
+    more = [
+        "anchor={name: ema, schedule: 0.9}",
+        "objective.kl_weight=0.5",
+        "optimizer.clip=0.5",
+        "evaluation.kl=true",
+    ]
+    one, both = tmp_path / "one", tmp_path / "two"
+    assert not app(["lm", "train", *arguments("sft-kl", lm, one, *more)], standalone_mode=False)
+    two(sharded.train, arguments("sft-kl", lm, both, "batch.micro=1", *more))
+    assert (both / "checkpoints" / "checkpoint-2" / "pytorch_model_fsdp_0").is_dir()  # it was sharded
+    for own, expected in zip(steps(both), steps(one), strict=True):
+        for name in ("loss", "grad_norm"):
+            assert own[name] == pytest.approx(expected[name], rel=1e-5)
+    assert steps(one)[-1]["objective/anchor_kl"] > 1e-3
+    ends = [json.loads((folder / "summary.json").read_text()) for folder in (one, both)]
+    assert ends[0]["after"]["kl_to_base"] > 1e-2
+    for when in ("before", "after"):
+        assert ends[1][when] == pytest.approx(ends[0][when], rel=1e-3, abs=1e-6)
+    whole, anchors = weights(both), load_file(both / "checkpoints" / "checkpoint-4" / "anchors.safetensors")
+    expected = load_file(one / "checkpoints" / "checkpoint-4" / "anchors.safetensors")
+    for found, wanted in ((whole, weights(one)), (anchors, expected)):
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=0)
+    rows = steps(both)
+    cut_back(both, 2)
+    two(sharded.train, ["--resume", str(both)])
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(both).items())
+    assert [row["loss"] for row in steps(both)] == [row["loss"] for row in rows]
