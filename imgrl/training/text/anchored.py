@@ -238,7 +238,9 @@ class AnchorFiles:
         trainer: Any = self
         if is_sharded(trainer.model) and not _internal_call:  # by itself it may write parts, which nothing else loads
             state = trainer.accelerator.get_state_dict(trainer.model)
-            trainer._save(output_dir, state_dict=state)
+            tied = getattr(trainer.model, "all_tied_weights_keys", None) or {}
+            once = {key: tensor for key, tensor in state.items() if tied.get(key) not in state}
+            trainer._save(output_dir, state_dict=once)
             return
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         if self.start() and not _internal_call and trainer.args.should_save:

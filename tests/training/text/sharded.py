@@ -1,6 +1,7 @@
 """What tests of sharded models run in each of two processes."""
 
 import contextlib
+import functools
 import os
 from unittest import mock
 
@@ -104,10 +105,21 @@ def parts(model):
     return [parameter.detach().to_local().clone() for parameter in model.parameters()]
 
 
+def require_mean_gradient(sharded, plain):
+    """That of a model which is not sharded, averaged over the processes."""
+    import torch
+
+    for own, other in zip(sharded.parameters(), plain.parameters(), strict=True):
+        torch.distributed.all_reduce(other.grad)
+        torch.testing.assert_close(own.grad.full_tensor(), other.grad / 2, atol=1e-5, rtol=1e-4)
+        assert other.grad.any()
+
+
 def copies_speak_as_the_model_did(lm):
     """A target. What is expected comes from models that were never sharded."""
     import torch
 
+    from imgrl.training.text.anchored import no_loss
     from imgrl.training.text.copies import WeightCopy
     from imgrl.training.text.scoring import live_fields
 
@@ -145,9 +157,21 @@ def copies_speak_as_the_model_did(lm):
     # The gradient is the live model's, averaged over the processes' rows.
     (fields["log_prob"] + fields["reverse_kl"])[rows.mask].sum().backward()
     (said + kl)[rows.mask].sum().backward()
-    for own, other in zip(sharded.parameters(), after.parameters(), strict=True):
-        torch.distributed.all_reduce(other.grad)
-        torch.testing.assert_close(own.grad.full_tensor(), other.grad / 2, atol=1e-5, rtol=1e-4)
+    require_mean_gradient(sharded, after)
+
+    # A process without a loss token goes along with all that the other one gathers.
+    score = functools.partial(live_fields, sharded, needs=["reverse_kl", "anchor"], base=copy)
+    sharded.zero_grad()
+    after.zero_grad()
+    if torch.distributed.get_rank() == 0:
+        no_loss(sharded, rows, score).backward()
+        for parameter in after.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    else:
+        score(rows)["reverse_kl"][rows.mask].sum().backward()
+        live = log_probs(after, rows)
+        (live.exp() * (live - then)).sum(-1)[rows.mask].sum().backward()
+    require_mean_gradient(sharded, after)
 
 
 def copies_follow_and_are_kept(lm):

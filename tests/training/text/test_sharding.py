@@ -98,3 +98,39 @@ def test_a_sharded_run_learns_what_one_process_learns_and_resumes(lm, tmp_path):
     two(sharded.train, ["--resume", str(both)])
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(both).items())
     assert [row["loss"] for row in steps(both)] == [row["loss"] for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("grpo", ["objective.kl_weight=0.1", "model.train=lora", "model.lora.rank=2"]),
+        ("remix", ["objective.reincarnate_at=2", "objective.replay=0.7", "batch.groups=8"]),
+        ("meta-distill", ["objective.length=1"]),
+        ("dpo", ["model.train=lora", "model.lora.rank=2"]),
+    ],
+)
+def test_processes_that_shard_learn_what_those_that_do_not_learn(name, more, lm, teacher, tmp_path):
+    """The same number of processes, so the same samples; drift and Pass@1 on the way as well."""
+    (tmp_path / "own.py").write_text(
+        "def digits(completions, prompts, **columns):\n"
+        "    return [sum(c.isdigit() for c in text) / (len(text) + 1) for text in completions]\n"
+    )
+    reward = [] if name == "dpo" else [f"rewards={{digits: '{tmp_path}/own.py:digits'}}"]
+    more = [*reward, *more, *([f"model.teacher={teacher}"] if name == "meta-distill" else [])]
+    plain, cut = tmp_path / "plain", tmp_path / "cut"
+    watched = [*more, "evaluation.every=2"]
+    two(command, ["lm", "train", *arguments(name, lm, plain, *watched)])
+    two(sharded.train, arguments(name, lm, cut, *watched))
+    clocks = ("time", "runtime", "per_second")
+    for own, expected in zip(steps(cut), steps(plain), strict=True):
+        kept = {key: value for key, value in expected.items() if not key.endswith(clocks)}
+        assert {key: own[key] for key in kept} == pytest.approx(kept, rel=1e-3, abs=1e-6)
+    assert "weights/relative_update" in steps(plain)[1]
+    for key, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(cut)[key], tensor, atol=2e-5, rtol=0)
+    whole, rows = weights(cut), steps(cut)
+    cut_back(cut, 2)
+    two(sharded.train, ["--resume", str(cut)])
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in weights(cut).items())
+    assert [row["loss"] for row in steps(cut)] == [row["loss"] for row in rows]
