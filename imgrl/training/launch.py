@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from imgrl.errors import ConfigError
+from imgrl.recipe_text import TextModel
 
 __all__ = ["processes", "refuse_missing_vllm", "refuse_sharded_weights", "refuse_what_launchers_undo"]
 
@@ -48,26 +49,27 @@ def refuse_sharded_weights(environment: Mapping[str, str], *, command: str) -> N
     )
 
 
-def refuse_what_launchers_undo(environment: Mapping[str, str], *, mask: bool, pissa: bool) -> None:
+def refuse_what_launchers_undo(environment: Mapping[str, str], model: TextModel) -> None:
     """Refuse a launch that would undo a setting of the recipe without a word.
+
+    Past ``model.mask`` DeepSpeed at any stage puts an optimiser on flat weights of its own, and FSDP other parameters
+    in the place of those that were masked. PiSSA takes a part off the stored weights: FSDP has sharded them when a
+    resumed run wants the part taken off that it began with.
 
     Args:
         environment: as ``accelerate launch`` leaves it.
-        mask: whether the recipe has ``model.mask``. DeepSpeed at any stage puts an optimiser on flat weights of its
-            own, FSDP other parameters in the place of those that were masked.
-        pissa: whether its LoRA starts as PiSSA, which takes a part off the stored weights: under FSDP they are sharded
-            when a checkpoint's start is to be put in the place of the start here.
+        model: the recipe's.
 
     Raises:
         ConfigError: naming the key.
     """
     by = "DeepSpeed" if _deepspeed(environment) else "FSDP" if _fsdp(environment) else None
-    if by is not None and mask:
+    if by is not None and model.mask is not None:
         raise ConfigError(
             f"This launch uses {by}, whose optimiser does not see model.mask: launch with plain data parallelism, "
             "or leave the key out."
         )
-    if by == "FSDP" and pissa:
+    if by == "FSDP" and model.train == "lora" and model.lora.init == "pissa":
         raise ConfigError(
             "This launch uses FSDP, under which model.lora.init=pissa could not be resumed: launch with plain data "
             "parallelism, or choose init=gaussian."

@@ -89,23 +89,17 @@ class TextSession:
     def _train(self, resume: bool) -> TextSummary:
         from transformers import set_seed
 
-        from imgrl.training.launch import (
-            processes,
-            refuse_missing_vllm,
-            refuse_sharded_weights,
-            refuse_what_launchers_undo,
-        )
+        from imgrl.training import launch
         from imgrl.training.text.drift import drift_watch
         from imgrl.training.text.models import load_model, load_teacher
         from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
-        check_text(recipe, processes=processes())  # made in Python, nobody asked
-        refuse_sharded_weights(os.environ, command="imgrl lm train")
-        pissa = recipe.model.train == "lora" and recipe.model.lora.init == "pissa"
-        refuse_what_launchers_undo(os.environ, mask=recipe.model.mask is not None, pissa=pissa)
+        check_text(recipe, processes=launch.processes())  # made in Python, nobody asked
+        launch.refuse_sharded_weights(os.environ, command="imgrl lm train")
+        launch.refuse_what_launchers_undo(os.environ, recipe.model)
         if recipe.generation.vllm is not None:
-            refuse_missing_vllm()
+            launch.refuse_missing_vllm()
         hush()
         if not resume and holds_results(folder):
             raise ConfigError(

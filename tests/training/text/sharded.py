@@ -43,10 +43,13 @@ def train(arguments, environment=None):
         command(["lm", "train", *arguments])
 
 
-def shard(model):
-    """As accelerate does it: layer by layer, the last ones kept whole after a forward pass."""
+def shard(model, *, by_layer=True):
+    """As accelerate does it: layer by layer, the last ones kept whole after a forward pass; or all as one."""
     from torch.distributed.fsdp import fully_shard
 
+    if not by_layer:
+        fully_shard(model)  # as the root it is kept whole after a forward pass
+        return
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model.model.embed_tokens)
@@ -115,7 +118,7 @@ def require_mean_gradient(sharded, plain):
         assert other.grad.any()
 
 
-def copies_speak_as_the_model_did(lm):
+def copies_speak_as_the_model_did(lm, by_layer):
     """A target. What is expected comes from models that were never sharded."""
     import torch
 
@@ -126,7 +129,7 @@ def copies_speak_as_the_model_did(lm):
     base, after, sharded = models(lm)
     rows = rows_of_two(torch.distributed.get_rank())
     copy = WeightCopy(sharded)
-    shard(sharded)
+    shard(sharded, by_layer=by_layer)
     write(sharded, after.state_dict())
     before = parts(sharded)
     with torch.no_grad():

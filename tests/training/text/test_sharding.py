@@ -59,8 +59,9 @@ def cut_back(folder, step):
             shutil.rmtree(path)
 
 
-def test_a_copy_of_a_sharded_model_speaks_as_it_did_and_gives_its_weights_back(lm):
-    two(sharded.copies_speak_as_the_model_did, str(lm))
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_a_copy_of_a_sharded_model_speaks_as_it_did_and_gives_its_weights_back(by_layer, lm):
+    two(sharded.copies_speak_as_the_model_did, str(lm), by_layer)
 
 
 def test_copies_of_sharded_models_follow_and_are_kept(lm):
