@@ -106,7 +106,9 @@ def _kinds_for_texts(environment: Mapping[str, str]) -> set[str]:
     if _uses(environment, "PARALLELISM_CONFIG"):
         axes = {"TP": "tensor parallelism", "CP": "context parallelism", "SP": "sequence parallelism"}
         asked |= {
-            name for axis, name in axes.items() if environment.get(f"PARALLELISM_CONFIG_{axis}_SIZE", "1") != "1"
+            name
+            for axis, name in axes.items()
+            if environment.get(f"PARALLELISM_CONFIG_{axis}_SIZE", "1") != "1"
         }
     return asked
 

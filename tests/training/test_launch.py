@@ -31,7 +31,9 @@ from imgrl.training.text.session import TextSession
     ],
 )
 def test_sharded_weights_are_refused(environment, told):
-    with pytest.raises(ConfigError, match=rf"shards the weights \({told}\), .*--fsdp_version 2.*stage 1 or 2"):
+    with pytest.raises(
+        ConfigError, match=rf"shards the weights \({told}\), .*--fsdp_version 2.*stage 1 or 2"
+    ):
         refuse_sharded_weights(environment, command="imgrl lm train")
 
 

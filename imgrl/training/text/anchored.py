@@ -236,7 +236,7 @@ class AnchorFiles:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the library saves it, but a model that is not a checkpoint is whole: sharded or begun as PiSSA or not."""
         trainer: Any = self
-        if is_sharded(trainer.model) and not _internal_call:  # by itself it may write parts, which nothing else loads
+        if is_sharded(trainer.model) and not _internal_call:  # it may write parts, which nothing else loads
             state = trainer.accelerator.get_state_dict(trainer.model)
             tied = getattr(trainer.model, "all_tied_weights_keys", None) or {}
             once = {key: tensor for key, tensor in state.items() if tied.get(key) not in state}

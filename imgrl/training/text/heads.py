@@ -142,7 +142,7 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
         own = model.module
     elif hasattr(model, "module"):  # DeepSpeed, DataParallel: they move or copy the output matrix
         return None
-    elif is_sharded(model):  # the matrix is whole while the forward pass runs, in memory that is used again after
+    elif is_sharded(model):  # whole while the forward pass runs alone, in memory that is used again
         return None
     head = own.get_output_embeddings() if hasattr(own, "get_output_embeddings") else None
     # Subclasses multiply in ways of their own; a matrix that is not there as [v, h] is sharded or elsewhere.

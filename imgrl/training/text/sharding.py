@@ -38,15 +38,16 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name.replace("_checkpoint_wrapped_module.", ""), parameter
 
 
+@torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """This process's part, sharing its memory; of a tensor that is not sharded, all of it."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor. Of a sharded one every process must ask for it, in the same order."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import sharded
 import torch
 from safetensors.torch import load_file
 from two_processes import command, two
+from typer.testing import CliRunner
 
 from imgrl.cli.main import app
 
@@ -96,6 +97,8 @@ def test_a_sharded_run_learns_what_one_process_learns_and_resumes(lm, tmp_path):
             torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=0)
     rows = steps(both)
     cut_back(both, 2)
+    refused = CliRunner().invoke(app, ["lm", "train", "--resume", str(both)])
+    assert refused.exit_code == 2 and "was written with FSDP" in refused.stderr
     two(sharded.train, ["--resume", str(both)])
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(both).items())
     assert [row["loss"] for row in steps(both)] == [row["loss"] for row in rows]
