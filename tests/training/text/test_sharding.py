@@ -30,15 +30,8 @@ SMALL = [
 
 def arguments(name, lm, folder, *more):
     size = 4 if more and more[0].startswith("rewards=") else 1
-    return [
-        f"tiny-lm/{name}",
-        f"model.path={lm}",
-        f"run.dir={folder}",
-        *SMALL,
-        "batch.groups=4",
-        f"batch.group_size={size}",
-        *more,
-    ]
+    given = [f"model.path={lm}", f"run.dir={folder}", *SMALL, "batch.groups=4", f"batch.group_size={size}"]
+    return [f"tiny-lm/{name}", *{text.split("=")[0]: text for text in [*given, *more]}.values()]
 
 
 def steps(folder):
