@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import tempfile
 import threading
 import warnings
@@ -257,18 +258,20 @@ def _open_reader(device: str, *, bfloat16: bool, detector: bool) -> Any:
     import easyocr
     import easyocr_en_models
 
-    with warnings.catch_warnings():
+    # A folder for networks of one's own, which EasyOCR insists on: the home may be read-only. Nothing is ever in it.
+    with tempfile.TemporaryDirectory(prefix="imgrl-ocr-") as nothing, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated quantisation calls inside EasyOCR
         reader: Any = easyocr.Reader(
             ["en"],
             gpu=device if device != "cpu" else False,  # pyright: ignore[reportArgumentType]
             model_storage_directory=easyocr_en_models.model_dir(),
-            user_network_directory=tempfile.mkdtemp(prefix="imgrl-ocr-"),  # the home may be read-only
+            user_network_directory=nothing,
             download_enabled=False,
             detector=detector,
             quantize=False,  # quantised activations are scaled by their batch: a score would depend on its neighbours
             verbose=False,
         )
+        sys.path.remove(nothing)
     _take_off_data_parallel(reader)
     reader.recognizer.eval()  # EasyOCR does so when it reads
     if detector:

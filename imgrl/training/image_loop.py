@@ -17,7 +17,7 @@ from imgrl.errors import BudgetError
 from imgrl.recipe import Recipe
 from imgrl.training import run_folder
 from imgrl.training.distributed import World
-from imgrl.training.faults import note_faults
+from imgrl.training.faults import faults_of, note_faults
 from imgrl.training.heldout import HeldOut, warnings_of
 from imgrl.training.interrupt import Interrupt
 from imgrl.training.learning import Alarms, learn_from
@@ -120,8 +120,9 @@ class Trainer:
         self.seconds += world.first(time.perf_counter() - start)
         row = self._row(rollout, advantages, result, world) | decays | learned
         reporter.round_end(self.round, row)
-        for fault in note_faults(rollout, parts.rewards, self.metrics, round=self.round, recipe=recipe):
-            reporter.message(fault)
+        faults, images = faults_of(rollout, parts.rewards), recipe.batch.images
+        for told in note_faults(faults, self.metrics, round=self.round, samples=images, kind="images"):
+            reporter.message(told)
         if not advantages.valid.any():
             reporter.message(
                 f"round {self.round} taught nothing: no image got a score, as the rewards failed"

@@ -1,5 +1,8 @@
 """The OCR reward: recorded scores of the authors' code, and real weights on rendered words."""
 
+import sys
+import tempfile
+
 import golden_cases
 import numpy as np
 import pytest
@@ -108,6 +111,15 @@ def test_recognising_without_a_detector():
     assert reader(images, ['says "STOP"'] * 2) == [1.0, 0.0]
     noise = torch.rand(24, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert max(reader(noise, ['says "I"', 'says "7"', 'says "CAT"'] * 8)) > 0.3  # letters that are not there
+
+
+def test_a_reader_leaves_no_folder_behind(tmp_path, monkeypatch):
+    pytest.importorskip("easyocr_en_models")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pytest.importorskip("easyocr")  # what else its import does to the path is not ours
+    paths = list(sys.path)
+    _open_reader("cpu", bfloat16=False, detector=False)
+    assert not list(tmp_path.glob("imgrl-*")) and sys.path == paths
 
 
 def test_settings_are_checked():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Formula", "Index", "Reader", "chunked", "head_in_use", "pick"]
+__all__ = ["Formula", "Index", "Reader", "accumulator", "chunked", "head_in_use", "pick"]
 
 Index = tuple[Tensor, Tensor]
 """Sequence and position of every token of a chunk."""
@@ -87,8 +87,8 @@ class _Chunked(torch.autograd.Function):
         given = [grad for grad in grads if grad is not None]
         wanted = ctx.needs_input_grad[3:]
         d_source = torch.zeros_like(source) if wanted[0] else None
-        d_weight = _accumulator(weight) if wanted[1] else None
-        d_bias = _accumulator(bias) if wanted[2] else None
+        d_weight = accumulator(weight) if wanted[1] else None
+        d_bias = accumulator(bias) if wanted[2] else None
         with torch.autocast(source.device.type, enabled=False):
             for index in ctx.chunks if used else ():
                 logits = pick(source, weight, bias, index).requires_grad_()
@@ -107,6 +107,6 @@ class _Chunked(torch.autograd.Function):
         return None, None, None, d_source, d_weight, d_bias
 
 
-def _accumulator(like: Tensor) -> Tensor:
+def accumulator(like: Tensor) -> Tensor:
     """Zeros in float32 or better: sums of many chunks in half precision lose the small ones."""
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))

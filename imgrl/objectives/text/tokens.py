@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from imgrl.flow.conventions import require_same_shape
+from imgrl.objectives.text.blocked import BLOCKWISE, blocks_of, blockwise
 from imgrl.objectives.text.chunked import Reader, chunked, head_in_use, pick
 from imgrl.objectives.text.vocabulary import LEAST_ROWS, Want, formula_of, plan
 
@@ -75,8 +76,13 @@ def head_statistics(
     anchor_at: Reader | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
+    whole: bool = False,
 ) -> dict[str, Float[Tensor, " n t"]]:
     """``token_statistics`` of ``hidden @ weight.T + bias``, whose logits exist a chunk at a time.
+
+    Where no KL is wanted, only a block of the vocabulary exists at a time (:mod:`imgrl.objectives.text.blocked`), and
+    ``chunk`` is how many positions share one. ``whole`` makes whole rows of logits there, too, so that numbers which
+    are compared with those of a call that wants a KL are rounded alike.
 
     For models whose logits are exactly that product; those that cap or scale it need ``token_statistics``. Without
     ``anchor_weight`` the anchor uses the policy's ``weight`` and ``bias``, which must not be trained then (an adapter
@@ -92,6 +98,13 @@ def head_statistics(
                 "Expected anchor_weight, since the policy's own is trained; pass the frozen model's output matrix."
             )
         anchor_weight, anchor_bias = weight, bias
+    if BLOCKWISE.issuperset(want) and not whole:
+        blocks = blocks_of(ids.device, chunk)
+        names, chunks = plan(want, False, ids, mask, len(weight), temperature, blocks.rows)
+        values = blockwise(
+            names, chunks, hidden, weight, bias, ids, temperature=temperature, columns=blocks.columns
+        )
+        return dict(zip(names, values, strict=True))
     head, offset = head_in_use(anchor_weight, anchor_bias)
     if anchor_hidden is not None:
         anchor_at = partial(pick, anchor_hidden, head, offset)

@@ -12,7 +12,15 @@ from imgrl.anchor import categorical_kl
 from imgrl.flow.conventions import full_precision
 from imgrl.objectives.text.chunked import Formula, Index, Reader
 
-__all__ = ["CHUNK_LOGITS", "CHUNK_LOGITS_ELSEWHERE", "LEAST_ROWS", "Want", "formula_of", "plan"]
+__all__ = [
+    "CHUNK_LOGITS",
+    "CHUNK_LOGITS_ELSEWHERE",
+    "LEAST_ROWS",
+    "Want",
+    "chunk_logits",
+    "formula_of",
+    "plan",
+]
 
 Want = Literal["log_prob", "entropy", "forward_kl", "reverse_kl", "log_partition"]
 """Fields of a ``TextBatch``, and the logarithm of the sum of exponentiated logits."""
@@ -25,6 +33,11 @@ CHUNK_LOGITS_ELSEWHERE = 2**24
 
 LEAST_ROWS = 32
 """Positions in a chunk at least, where its logits are a product: thinner ones take twice as long at 128k logits."""
+
+
+def chunk_logits(device: torch.device) -> int:
+    """Logits that should exist at a time on a device."""
+    return CHUNK_LOGITS.get(device.type, CHUNK_LOGITS_ELSEWHERE)
 
 
 def formula_of(names: Sequence[Want], ids: Tensor, anchor: Reader | None, temperature: float) -> Formula:
@@ -83,5 +96,5 @@ def plan(
         raise ValueError(
             f"Expected tokens in [0, {vocabulary}), got {int(read.min())} to {int(read.max())}; mask what is no token."
         )
-    size = chunk or max(least, CHUNK_LOGITS.get(ids.device.type, CHUNK_LOGITS_ELSEWHERE) // vocabulary)
+    size = chunk or max(least, chunk_logits(ids.device) // vocabulary)
     return names, list(zip(torch.split(rows, size), torch.split(columns, size), strict=True))

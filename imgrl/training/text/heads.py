@@ -95,14 +95,15 @@ class Outputs:
         *,
         temperature: float,
         anchor: Reader | None = None,
+        whole: bool = False,
     ) -> dict[str, Tensor]:
-        """``token_statistics``, each [n, t + 1]: cutting the last position off logits would cost a copy of them."""
+        """``head_statistics``, each [n, t + 1]: cutting the last position off logits would cost a copy of them."""
         ids = nn.functional.pad(rows.tokens, (0, 1))
         mask = nn.functional.pad(rows.mask.to(torch.float32), (0, 1))
         common: dict[str, Any] = {"want": want, "mask": mask, "temperature": temperature, "anchor_at": anchor}
         if self.weight is None:
             return token_statistics(self.source, ids, **common)
-        return head_statistics(self.source, self.weight, ids, bias=self.bias, **common)
+        return head_statistics(self.source, self.weight, ids, bias=self.bias, whole=whole, **common)
 
 
 def read_outputs(

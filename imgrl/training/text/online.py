@@ -140,7 +140,8 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def _statistics(self, model: Any, rows: Rows, want: list[Want]) -> dict[str, Tensor]:
         settings: Any = self.args
         micro = settings.per_device_train_batch_size * self.group_size // self.sampled
-        return statistics(model, rows, want, temperature=self.temperature, batch=max(micro, 1))
+        needs = needs_at(self.objective, self.rollouts)
+        return statistics(model, rows, want, temperature=self.temperature, batch=max(micro, 1), needs=needs)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's; before a further update on the same completions, the tokens that SPINE then chooses are counted."""

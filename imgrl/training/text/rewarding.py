@@ -14,6 +14,7 @@ from imgrl.rewards import RewardSpec
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Failure, Patience
 from imgrl.rewards.resolve import make
+from imgrl.training.faults import Fault
 from imgrl.training.groups import group_advantages
 from imgrl.types import Prompt
 
@@ -51,6 +52,8 @@ class TextReward:
         """By completion of the last step: whether there is no score because the reward failed."""
         self.failure: Failure | None = None
         """How it did, the first time in that step."""
+        self.missed, self.asked = 0, 0
+        """Completions of that step without a score for it, and all, on all processes; see ``require_few``."""
         self.__name__ = reward.name  # TRL logs it under this name
 
     def __call__(
@@ -84,12 +87,18 @@ class TextReward:
             BudgetError: above the budget, on every process alike; with the reason where it failed.
         """
         count, missed = len(failed), int(failed.sum())
+        self.asked, self.missed = count, missed
         if missed > self.budget * count:
             why = self.failure or "another process says why"
             raise BudgetError(
                 f"Reward {self.reward.name!r} failed on {'all' if missed == count else f'{missed} of'} {count} "
                 f"completions of a step, more than the failure_budget of {self.budget:.0%}; {why}."
             )
+
+    def take_fault(self) -> Fault | None:
+        """What is to be told of the last rollout, once: several steps may train on it."""
+        missed, self.missed = self.missed, 0
+        return Fault(reward=self.reward.name, missed=missed, why=self.failure) if missed else None
 
 
 def total_of(scores: Tensor, failed: Tensor, weights: Tensor, *, size: int) -> Tensor:

@@ -18,16 +18,31 @@ from imgrl.training.text.heads import Outputs, Rows, plain_head, read_outputs
 
 __all__ = ["distilled_fields", "live_fields", "statistics"]
 
+_KLS: frozenset[Need] = frozenset({"forward_kl", "reverse_kl", "previous_kl"})
+"""What is computed from whole rows of logits, and so is all that is compared with what is computed beside it."""
+
 
 @torch.no_grad()
 def statistics(
-    model: nn.Module, rows: Rows, want: Collection[Want], *, temperature: float, batch: int
+    model: nn.Module,
+    rows: Rows,
+    want: Collection[Want],
+    *,
+    temperature: float,
+    batch: int,
+    needs: Collection[Need] = (),
 ) -> dict[str, Tensor]:
-    """``log_prob`` or ``entropy`` [n, t] without gradient, ``batch`` sequences at a time."""
-    head = plain_head(model)
+    """``log_prob`` or ``entropy`` [n, t] without gradient, ``batch`` sequences at a time.
+
+    Rounded as in :func:`live_fields` with the same ``needs``.
+    """
+    head, whole = plain_head(model), not _KLS.isdisjoint(needs)
     parts = [
         read_outputs(
-            model, part, lambda own, part=part: own.statistics(part, want, temperature=temperature), head
+            model,
+            part,
+            lambda own, part=part: own.statistics(part, want, temperature=temperature, whole=whole),
+            head,
         )
         for part in (rows.select(slice(i, i + batch)) for i in range(0, len(rows.tokens), batch))
     ]
@@ -56,11 +71,13 @@ def live_fields(
     own: nn.Module = getattr(model, "module", model)  # a wrapper must not see forwards without gradient
     head = plain_head(model)
     before = then = None
+    whole = not _KLS.isdisjoint(needs)
     given: dict[str, Tensor] = {}
     # Anchors first: their weights are switched in and out again before the graph of the live pass exists.
     if base is not None and BASE_NEEDS & set(needs):
         with base.applied(own):
-            before, found = _said(own, rows, head, ["log_prob"] if "anchor" in needs else [], temperature)
+            wanted: list[Want] = ["log_prob"] if "anchor" in needs else []
+            before, found = _said(own, rows, head, wanted, temperature, whole=whole)
         given = {"anchor": found["log_prob"]} if found else {}
     if previous is not None and "previous_kl" in needs:
         with previous.applied(own):
@@ -68,7 +85,7 @@ def live_fields(
     want: list[Want] = [name for name in get_args(Want) if name == "log_prob" or name in needs]
 
     def read(live: Outputs) -> dict[str, Tensor]:
-        fields = live.statistics(rows, want, temperature=temperature, anchor=before)
+        fields = live.statistics(rows, want, temperature=temperature, anchor=before, whole=whole)
         if then is not None:
             kl = live.statistics(rows, ["reverse_kl"], temperature=temperature, anchor=then)
             fields["previous_kl"] = kl["reverse_kl"]
@@ -112,7 +129,13 @@ def distilled_fields(
 
 
 def _said(
-    model: nn.Module, rows: Rows, head: nn.Linear | None, want: list[Want], temperature: float
+    model: nn.Module,
+    rows: Rows,
+    head: nn.Linear | None,
+    want: list[Want],
+    temperature: float,
+    *,
+    whole: bool = False,
 ) -> tuple[Reader, dict[str, Tensor]]:
     """What a model says of rows, to be read from later, and statistics of it; without gradient.
 
@@ -124,7 +147,7 @@ def _said(
         kept.append(outputs.detach().reader())
         if not want:
             return {"nothing": outputs.source[..., 0]}
-        return outputs.statistics(rows, want, temperature=temperature)
+        return outputs.statistics(rows, want, temperature=temperature, whole=whole)
 
     found = read_outputs(model, rows, read, head)
     return kept[0], {name: found[name] for name in want}

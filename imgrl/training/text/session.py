@@ -27,6 +27,7 @@ from imgrl.training.text.rescue import save_last_step
 from imgrl.training.tracking import Metrics, environment
 
 if TYPE_CHECKING:
+    from imgrl.training.text.rewarding import TextReward
     from imgrl.training.text.watch import Watch
 
 __all__ = ["TextSession", "TextSummary"]
@@ -68,6 +69,8 @@ class TextSession:
         self.drift: DriftWatch | None = None
         self.left_out = 0
         """Rows of data that are not trained on."""
+        self.rewards: list[TextReward] = []
+        """What scores the rollouts of an online run."""
 
     def tell(self, line: str) -> None:
         """Say a line, once and not on every process."""
@@ -125,23 +128,19 @@ class TextSession:
         watch = Watch(self, heldout, spent=checkpoints.seconds_of(newest))
         if newest is not None:
             self.metrics.rewind(checkpoints.step_of(newest))
-            self._begin_at(read_json(folder / "before.json"))
+            self._begin_at(read_json(folder / "before.json"), new=False)
         elif trainer.is_fsdp_enabled:  # a model that is to be sharded waits, whole, on the CPU
-            watch.at_begin = lambda model: self.measure_before(heldout, model)
+            watch.at_begin = lambda model: self._begin_at(heldout(model))
         else:
-            self.measure_before(heldout, trainer.model)
+            self._begin_at(heldout(trainer.model))
         self._run(trainer, watch, newest)
         return self._finish(trainer, heldout, watch)
 
-    def measure_before(self, heldout: HeldOut, model: Any) -> None:
-        """Write down how the model stands before training."""
-        before = heldout(model)
-        self.log(0, before)
-        self.keep("before.json", before)
-        self._begin_at(before)
-
-    def _begin_at(self, before: dict[str, float]) -> None:
+    def _begin_at(self, before: dict[str, float], *, new: bool = True) -> None:
         self.before = before
+        if new:
+            self.log(0, before)
+            self.keep("before.json", before)
         self.tell(f"held-out pass@1 before training: {before['pass@1']:.3f}")
 
     def _run(self, trainer: Any, watch: Watch, newest: Path | None) -> None:
@@ -236,13 +235,13 @@ class TextSession:
             recipe.data.prompts, count=recipe.data.count, seed=recipe.run.seed, needs=("prompt",)
         )
         rows = [{key: value for key, value in row.items() if key != "completion"} for row in rows]
-        rewards, weights = build_rewards(
+        self.rewards, weights = build_rewards(
             recipe.rewards,
             budget=recipe.failure_budget,
             columns=[key for key in rows[0] if key != "prompt"],
             group_size=recipe.batch.sampled,
         )
-        if recipe.batch.votes is not None and not any(own.reward.groupwise for own in rewards):
+        if recipe.batch.votes is not None and not any(own.reward.groupwise for own in self.rewards):
             raise ConfigError(
                 "batch.votes has no effect: none of the rewards judges a prompt's completions by one another, as vote "
                 "does; leave it out, or raise batch.group_size"
@@ -251,7 +250,7 @@ class TextSession:
         return OnlineTrainer(
             args=args,
             train_dataset=Dataset.from_list(rows),
-            reward_funcs=rewards,
+            reward_funcs=self.rewards,
             teacher=teacher,
             group_size=recipe.batch.group_size,
             **common,

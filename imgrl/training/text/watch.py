@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from imgrl.anchor import Anchor
 from imgrl.objectives.text.base import passes_of
+from imgrl.training.faults import note_faults
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
 from imgrl.training.text.rescue import StepState
@@ -77,6 +78,7 @@ class Watch(TrainerCallback):
         numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         if "loss" in numbers:
             self.session.log(state.global_step, {}, numbers)
+            self._note_faults(state.global_step)
             name, digits = ("reward", 3) if "reward" in numbers else ("loss", 4)
             self.session.tell(
                 f"step {state.global_step}/{state.max_steps}  {name} {numbers[name]:.{digits}f}"
@@ -84,6 +86,17 @@ class Watch(TrainerCallback):
             every = self.session.recipe.evaluation.every
             if every and state.global_step % every == 0:
                 self._evaluate(state.global_step, model)
+
+    def _note_faults(self, step: int) -> None:
+        session = self.session
+        for own in session.rewards:
+            fault = own.take_fault()
+            if fault is None:
+                continue
+            for told in note_faults(
+                [fault], session.metrics, round=step, samples=own.asked, kind="completions", unit="step"
+            ):
+                session.tell(told)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End the run where it is time."""

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.distributions import Binomial, Categorical, kl_divergence
 
@@ -31,6 +31,12 @@ def simplex(seed, count=2, outcomes=6):
 
 def kl(p, q):
     return kl_divergence(Categorical(probs=p), Categorical(probs=q))
+
+
+def close_kl(p, q):
+    """``kl`` where the two are so near that its terms, which nearly cancel, would leave rounding errors alone."""
+    ratio = q.log() - p.log()
+    return (p * (ratio.expm1() - ratio)).sum(-1)
 
 
 def by_hand(q, p, strength, operator):
@@ -176,12 +182,13 @@ def test_fact_3_generations_have_a_closed_form(operator, seed, strength, generat
 @pytest.mark.parametrize("operator", OPERATORS)
 @relaxed
 @given(seeds)
+@example(350)
 def test_fact_3_near_the_base_the_rate_is_the_square(operator, seed):
     noise, p = simplex(seed)
     q = (p.log() + 1e-3 * noise).softmax(-1)  # near in every outcome, also in rare ones
     for strength in (0.1, 0.3):
-        rate = kl(p, operate(q, p, strength, operator)) / kl(p, q)
-        assert rate.item() == pytest.approx((1 - strength) ** 2, rel=0.01)
+        rate = close_kl(p, operate(q, p, strength, operator)) / close_kl(p, q)
+        assert rate.item() == pytest.approx((1 - strength) ** 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

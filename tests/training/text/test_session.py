@@ -415,6 +415,24 @@ def test_a_reward_that_fails_stops_the_run_and_is_never_zero(lm, tmp_path):
     )
 
 
+def test_a_masked_failure_is_told_once_in_the_fault_log(lm, tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "calls = []\n"
+        "def bad(completions, prompts):\n"
+        "    calls.append(len(completions))\n"
+        "    if len(calls) == 2:\n"
+        "        raise OSError('gone')\n"
+        "    return [float(len(text)) for text in completions]\n"
+        "bad.groupwise = True\n"
+    )
+    reward = f"rewards={{bad: {{use: '{tmp_path}/bad.py:bad', retries: 0}}}}"
+    output = run(*arguments("grpo", lm, tmp_path / "run", reward), "failure_budget=0.5")
+    assert output.count("failed on 4 of 8 completions, which are masked") == 1
+    (fault,) = map(json.loads, (tmp_path / "run" / "faults.jsonl").read_text().splitlines())
+    assert "gone" in fault.pop("last")
+    assert fault == {"round": 1, "reward": "bad", "failed": 4, "completions": 8}
+
+
 def test_no_resume_without_a_checkpoint_and_no_second_run_in_a_folder(lm, tmp_path):
     folder = tmp_path / "run"
     run(*arguments("sft", lm, folder))
