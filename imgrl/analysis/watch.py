@@ -31,6 +31,7 @@ class DriftWatch:
         k: int = 64,
         seed: int = 0,
         update: Update | None = None,
+        now: Callable[[str], Tensor] | None = None,
     ) -> None:
         """Remember matrices.
 
@@ -41,19 +42,20 @@ class DriftWatch:
             k: principal directions.
             seed: of the randomised decomposition.
             update: gives the factors of what a LoRA adds to a named matrix now, [rows, r] and [r, columns].
+            now: gives a named matrix as it is now, where other tensors than these may come to train in their place.
         """
         found = [(name, tensor) for name, tensor in weights if as_matrix(tensor).side > 1]
         step = max(1, -(-len(found) // most))
-        self._update = update
-        self._watched = dict(found[::step])
+        watched = dict(found[::step])
+        self._update, self._read = update, now or watched.__getitem__
         # What lies under a LoRA stays as it is.
-        self._start = {n: t if update else t.detach().cpu().clone() for n, t in self._watched.items()}
+        self._start = {n: t if update else t.detach().cpu().clone() for n, t in watched.items()}
         self._settings = Settings(k=(k,), control=False, seed=seed)
 
     def measure(self) -> dict[str, float]:
         """Means over the watched matrices: sparsity, relative update, spectral drift, largest angle in degrees."""
         sums: dict[str, list[float]] = {}
-        for name in self._watched:
+        for name in self._start:
             before = as_matrix(self._start[name].cpu(), name)
             layer = measure(before, [self._now(name, before)], self._settings)
             change = layer.changes[0]
@@ -71,6 +73,6 @@ class DriftWatch:
 
     def _now(self, name: str, before: Matrix) -> Matrix:
         if self._update is None:
-            return as_matrix(self._watched[name].detach().cpu(), name)
+            return as_matrix(self._read(name).detach().cpu(), name)
         left, right = self._update(name)
         return added(before, left.detach().float().cpu(), right.detach().float().cpu())

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from imgrl.errors import ConfigError
+from imgrl.recipe_text import TextModel
 
-__all__ = ["processes", "refuse_mask_under_deepspeed", "refuse_missing_vllm", "refuse_sharded_weights"]
+__all__ = ["processes", "refuse_missing_vllm", "refuse_sharded_weights", "refuse_what_launchers_undo"]
 
 
 def processes() -> int:
@@ -19,41 +20,59 @@ def processes() -> int:
 
 
 def refuse_sharded_weights(environment: Mapping[str, str], *, command: str) -> None:
-    """Refuse a launch under which a process holds only a part of the weights.
+    """Refuse a launch under which a process holds only a part of the weights, in a way that copies cannot follow.
 
-    Anchors are whole tensors that change places with the trained ones; sharded, they would be those of nothing.
+    Copies of language models are cut as FSDP2 cuts the weights. FSDP1 makes flat tensors of them, DeepSpeed's stage 3
+    and Megatron keep them to themselves; image runs have whole copies only.
 
     Args:
         environment: as ``accelerate launch`` leaves it.
         command: what was launched; ``imgrl train`` has a data parallelism of its own and goes along with no DeepSpeed.
 
     Raises:
-        ConfigError: for FSDP, Megatron and DeepSpeed's stage 3.
+        ConfigError: for FSDP1, Megatron, DeepSpeed's stage 3 and sequences or layers that are split; for image runs
+            for every kind of FSDP and DeepSpeed.
     """
-    asked = {kind for kind in ("FSDP", "MEGATRON_LM") if environment.get(f"ACCELERATE_USE_{kind}") == "true"}
     texts = command == "imgrl lm train"
-    if _deepspeed(environment) and not texts:
-        asked.add("DeepSpeed")
-    elif _deepspeed(environment) and _zero_stage(environment) == "3":
-        asked.add("DeepSpeed stage 3")
-    if asked:
+    asked = _kinds_for_texts(environment) if texts else _kinds_for_images(environment)
+    if not asked:
+        return
+    said = f"This launch shards the weights ({', '.join(sorted(asked))}), but {command} switches "
+    if texts:
         raise ConfigError(
-            f"This launch shards the weights ({', '.join(sorted(asked))}), but {command} switches whole copies of "
-            f"them in place: launch with plain data parallelism{' or DeepSpeed stage 1 or 2' if texts else ''}, and "
-            "save memory with model.train=lora."
+            f"{said}copies of them in place, which are cut as FSDP2 cuts them and in no other way: launch with "
+            "accelerate's --use_fsdp --fsdp_version 2, plain data parallelism or DeepSpeed stage 1 or 2."
         )
+    raise ConfigError(
+        f"{said}whole copies of them in place: launch with plain data parallelism, and save memory with "
+        "model.train=lora."
+    )
 
 
-def refuse_mask_under_deepspeed(environment: Mapping[str, str]) -> None:
-    """Refuse a launch whose optimiser would train the entries that ``model.mask`` leaves out.
+def refuse_what_launchers_undo(environment: Mapping[str, str], model: TextModel) -> None:
+    """Refuse a launch that would undo a setting of the recipe without a word.
+
+    Past ``model.mask`` DeepSpeed at any stage puts an optimiser on flat weights of its own, and FSDP other parameters
+    in the place of those that were masked. PiSSA takes a part off the stored weights: FSDP has sharded them when a
+    resumed run wants the part taken off that it began with.
+
+    Args:
+        environment: as ``accelerate launch`` leaves it.
+        model: the recipe's.
 
     Raises:
-        ConfigError: for DeepSpeed at any stage: it puts an optimiser on flat weights of its own, past the mask.
+        ConfigError: naming the key.
     """
-    if _deepspeed(environment):
+    by = "DeepSpeed" if _deepspeed(environment) else "FSDP" if _fsdp(environment) else None
+    if by is not None and model.mask is not None:
         raise ConfigError(
-            "This launch uses DeepSpeed, whose optimiser does not see model.mask: launch with plain data parallelism, "
+            f"This launch uses {by}, whose optimiser does not see model.mask: launch with plain data parallelism, "
             "or leave the key out."
+        )
+    if by == "FSDP" and model.train == "lora" and model.lora.init == "pissa":
+        raise ConfigError(
+            "This launch uses FSDP, under which model.lora.init=pissa could not be resumed: launch with plain data "
+            "parallelism, or choose init=gaussian."
         )
 
 
@@ -73,8 +92,37 @@ def refuse_missing_vllm() -> None:
         raise ConfigError("generation.vllm needs a GPU, and there is none here; leave the key out")
 
 
+def _kinds_for_images(environment: Mapping[str, str]) -> set[str]:
+    kinds = {"FSDP": "FSDP", "MEGATRON_LM": "MEGATRON_LM", "DEEPSPEED": "DeepSpeed"}
+    return {name for kind, name in kinds.items() if _uses(environment, kind)}
+
+
+def _kinds_for_texts(environment: Mapping[str, str]) -> set[str]:
+    asked = {"MEGATRON_LM"} if _uses(environment, "MEGATRON_LM") else set[str]()
+    if _fsdp(environment) and environment.get("FSDP_VERSION", "1") != "2":
+        asked.add("FSDP1")
+    if _deepspeed(environment) and _zero_stage(environment) == "3":
+        asked.add("DeepSpeed stage 3")
+    if _uses(environment, "PARALLELISM_CONFIG"):
+        axes = {"TP": "tensor parallelism", "CP": "context parallelism", "SP": "sequence parallelism"}
+        asked |= {
+            name
+            for axis, name in axes.items()
+            if environment.get(f"PARALLELISM_CONFIG_{axis}_SIZE", "1") != "1"
+        }
+    return asked
+
+
+def _fsdp(environment: Mapping[str, str]) -> bool:
+    return _uses(environment, "FSDP")
+
+
 def _deepspeed(environment: Mapping[str, str]) -> bool:
-    return environment.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    return _uses(environment, "DEEPSPEED")
+
+
+def _uses(environment: Mapping[str, str], kind: str) -> bool:
+    return environment.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"
 
 
 def _zero_stage(environment: Mapping[str, str]) -> str | None:

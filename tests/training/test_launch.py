@@ -1,4 +1,4 @@
-"""Launches under which a process holds only a part of the weights are refused before a model is loaded."""
+"""Launches that cut the weights in a way that copies cannot follow are refused before a model is loaded."""
 
 import json
 
@@ -14,13 +14,26 @@ from imgrl.training.text.session import TextSession
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP1"),  # what accelerate takes where nobody says which
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP1"),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+                "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+                "PARALLELISM_CONFIG_CP_SIZE": "2",
+            },
+            "context parallelism",
+        ),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "MEGATRON_LM"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed stage 3"),
     ],
 )
 def test_sharded_weights_are_refused(environment, told):
-    with pytest.raises(ConfigError, match=rf"shards the weights \({told}\), .*stage 1 or 2"):
+    with pytest.raises(
+        ConfigError, match=rf"shards the weights \({told}\), .*--fsdp_version 2.*stage 1 or 2"
+    ):
         refuse_sharded_weights(environment, command="imgrl lm train")
 
 
@@ -29,6 +42,13 @@ def test_sharded_weights_are_refused(environment, told):
     [
         {},
         {"ACCELERATE_USE_FSDP": "false"},
+        {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+        {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_VERSION": "2",
+            "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+            "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+        },
         {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
         {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "/nowhere.json"},
     ],
@@ -40,6 +60,7 @@ def test_others_are_not(environment):
 @pytest.mark.parametrize("kind", ["FSDP", "MEGATRON_LM", "DEEPSPEED"])
 def test_image_runs_have_a_data_parallelism_of_their_own(recipe, kind, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(
         ConfigError, match="but imgrl train switches whole copies .* plain data parallelism, and"
     ):
@@ -58,16 +79,21 @@ def test_a_configuration_file_is_read(tmp_path, stage):
         refuse_sharded_weights(environment, command="imgrl lm train")
 
 
-def test_a_mask_is_refused_where_deepspeed_owns_the_optimiser(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+@pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
+def test_what_a_launcher_would_undo_is_refused(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind.upper()}", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1")
+    monkeypatch.setenv("FSDP_VERSION", "2")
 
     def recipe(name, *more):
         given = [f"run.dir={tmp_path / name}", f"model.path={tmp_path}/nowhere", *more]
         return resolve_text("tiny-lm/grpo", given)
 
-    with pytest.raises(ConfigError, match=r"does not see model\.mask.*plain data parallelism"):
+    with pytest.raises(ConfigError, match=rf"{kind}, .* does not see model\.mask.*plain data parallelism"):
         TextSession(recipe("masked", "model.mask=low")).train()
+    pissa = TextSession(recipe("pissa", "model.train=lora", "model.lora.init=pissa"))
+    with pytest.raises(ConfigError if kind == "FSDP" else ModelError, match="init=pissa|/nowhere"):
+        pissa.train()
     with pytest.raises(ModelError, match="/nowhere cannot be loaded"):  # it goes on to load the model
         TextSession(recipe("plain")).train()
 

@@ -19,7 +19,9 @@ from imgrl.objectives.text.base import BASE_NEEDS, TextBatch, TextLoss, TextObje
 from imgrl.training.run_folder import read_json, write_json
 from imgrl.training.text.checkpoints import ANCHORS, FACTS, prune
 from imgrl.training.text.copies import WeightCopy
+from imgrl.training.text.heads import Rows
 from imgrl.training.text.pissa import check_directions, is_pissa, make_plain, start_from
+from imgrl.training.text.sharding import is_sharded, whole
 
 __all__ = ["AnchorFiles", "no_loss", "note", "refuse_outputs"]
 
@@ -86,6 +88,8 @@ class AnchorFiles:
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """The library's, just before the optimiser steps, so that no broken gradient reaches the weights."""
         norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(norm, Tensor):  # of sharded gradients each process knows a part
+            norm = whole(norm)
         self._require_finite("gradient", norm)
         return norm
 
@@ -143,19 +147,31 @@ class AnchorFiles:
             folder.mkdir(parents=True, exist_ok=True)
             _save(own, folder / _OWN.format(trainer.args.process_index))
         trainer.accelerator.wait_for_everyone()  # the file of facts comes last: with it a checkpoint is whole
-        if not trainer.args.should_save:
-            return
         tensors = {
             f"{name}/{key}": tensor
             for name, copy in self.anchors.items()
-            for key, tensor in copy.state_dict().items()
+            for key, tensor in copy.state_dict(here=trainer.args.should_save).items()
         }
+        if not trainer.args.should_save:
+            return
         _save(tensors, folder / ANCHORS)
         parts = trainer.args.world_size if own else 0
         facts = {"anchors": sorted(self.anchors), "parts": parts, "seconds": self.elapsed()}
-        write_json(folder / FACTS, facts)
+        write_json(folder / FACTS, facts | {"sharded": is_sharded(trainer.model)})
         if self.keep is not None:
             prune(folder.parent, self.keep)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        """The library's, which knows no sentence for weights that were written in the other way."""
+        trainer: Any = self
+        facts = Path(checkpoint) / FACTS
+        was = facts.is_file() and read_json(facts).get("sharded", False)
+        if was != trainer.is_fsdp_enabled:
+            raise CheckpointError(
+                f"{checkpoint} was written {'with' if was else 'without'} FSDP; resume with the launch the run began "
+                "with."
+            )
+        super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -190,8 +206,11 @@ class AnchorFiles:
         from transformers import TrainerState
 
         trainer: Any = self
-        trainer._load_from_checkpoint(str(checkpoint))
-        self._restore(checkpoint)
+        if trainer.is_fsdp_enabled:  # weights are sharded where the optimiser is made, and loaded after
+            trainer._prepare_for_training(trainer.args.max_steps, None, str(checkpoint))
+        else:
+            trainer._load_from_checkpoint(str(checkpoint))
+            self._restore(checkpoint)
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def _own_part(
@@ -215,9 +234,15 @@ class AnchorFiles:
         return older or load_file(file)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the library saves it, but a model that is not a checkpoint is whole without PiSSA's start."""
-        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        """As the library saves it, but a model that is not a checkpoint is whole: sharded or begun as PiSSA or not."""
         trainer: Any = self
+        if is_sharded(trainer.model) and not _internal_call:  # it may write parts, which nothing else loads
+            state = trainer.accelerator.get_state_dict(trainer.model)
+            tied = getattr(trainer.model, "all_tied_weights_keys", None) or {}
+            once = {key: tensor for key, tensor in state.items() if tied.get(key) not in state}
+            trainer._save(output_dir, state_dict=once)
+            return
+        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         if self.start() and not _internal_call and trainer.args.should_save:
             make_plain(Path(output_dir or trainer.args.output_dir), self.start())
 
@@ -233,9 +258,29 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
     os.replace(partial, file)
 
 
-def no_loss(model: Any, input_ids: Tensor) -> Tensor:
-    """Zero with a graph, for a micro-batch without a loss token: other processes still wait for its backward pass."""
-    return 0.0 * model(input_ids=input_ids[:, :1]).logits.sum()
+def no_loss(model: Any, rows: Rows, score: Callable[[Rows], Mapping[str, Tensor]]) -> Tensor:
+    """Zero with a graph, for a micro-batch without a loss token: other processes still wait for its backward pass.
+
+    Where weights are sharded they wait for each forward pass as well, those of anchors included.
+
+    Args:
+        model: the policy, or its wrapper.
+        rows: the micro-batch.
+        score: what other micro-batches are scored by; it gives at least ``log_prob``.
+    """
+    first = rows.input_ids[:1, :1]
+    if not is_sharded(model):
+        return 0.0 * model(input_ids=first).logits.sum()
+    twice = first.repeat(1, 2)
+    fields = score(
+        Rows(
+            input_ids=twice,
+            attention_mask=torch.ones_like(twice),
+            tokens=first,
+            mask=torch.ones_like(first, dtype=torch.bool),
+        )
+    )
+    return 0.0 * fields["log_prob"].sum()
 
 
 def refuse_outputs(return_outputs: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imgrl.analysis.watch import DriftWatch
 from imgrl.training.text.pissa import ADAPTER, lora_layers
+from imgrl.training.text.sharding import gather_anew, trainable, whole
 
 __all__ = ["drift_watch"]
 
@@ -22,7 +23,11 @@ def drift_watch(model: Any, *, start: Mapping[str, Tensor]) -> DriftWatch:
         start: PiSSA's factors as they started, by parameter name, which peft took off what is stored; else empty.
     """
     if not hasattr(model, "peft_config"):
-        return DriftWatch(model.named_parameters())
+
+        def now(name: str) -> Tensor:  # by name: sharding puts other parameters in the place of these
+            return whole(dict(trainable(model))[name])
+
+        return DriftWatch(trainable(model), now=now)
     layers = {
         path: layer
         for path, layer in lora_layers(model)
@@ -35,7 +40,8 @@ def drift_watch(model: Any, *, start: Mapping[str, Tensor]) -> DriftWatch:
 
     def update(path: str) -> tuple[Tensor, Tensor]:
         layer = layers[path]
-        b, a = layer.lora_B[ADAPTER].weight, layer.lora_A[ADAPTER].weight
+        gather_anew(model)
+        b, a = whole(layer.lora_B[ADAPTER].weight), whole(layer.lora_A[ADAPTER].weight)
         if start:  # B A - B0 A0
             b0, a0 = began(path)
             b, a = torch.cat([b, -b0], 1), torch.cat([a, a0])

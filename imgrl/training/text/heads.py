@@ -5,7 +5,7 @@ them in the logits' place. Taking the hidden states out and multiplying them out
 output matrix would then be no part of the forward pass of ``DistributedDataParallel``, which reduces gradients of
 what its forward pass used, and would miss autocast. As it is, an adapter, checkpointed layers and the wrapper never
 notice. Where the logits are not exactly the output layer's (capped, scaled, cut), where the layer is not a plain one
-(an adapter on it, quantised, sharded) or the wrapper is another, logits are made as ever.
+(an adapter on it, quantised), where weights are sharded or the wrapper is another, logits are made as ever.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imgrl.objectives.text.chunked import Reader, head_in_use, pick
 from imgrl.objectives.text.tokens import Want, head_statistics, token_statistics
+from imgrl.training.text.sharding import is_sharded
 
 __all__ = ["Outputs", "Rows", "plain_head", "read_outputs", "rows_of"]
 
@@ -140,7 +141,9 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
     own: Any = model
     if isinstance(model, DistributedDataParallel):
         own = model.module
-    elif hasattr(model, "module"):  # FSDP, DeepSpeed, DataParallel: they move or copy the output matrix
+    elif hasattr(model, "module"):  # DeepSpeed, DataParallel: they move or copy the output matrix
+        return None
+    elif is_sharded(model):  # whole while the forward pass runs alone, in memory that is used again
         return None
     head = own.get_output_embeddings() if hasattr(own, "get_output_embeddings") else None
     # Subclasses multiply in ways of their own; a matrix that is not there as [v, h] is sharded or elsewhere.

@@ -234,11 +234,11 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The objective's loss on one micro-batch."""
         rows = rows_of(inputs)
+        needs = needs_at(self.objective, self.rollouts)
         kept = rows.mask.any(-1)
         if not bool(kept.any()):  # every completion of the micro-batch was masked as cut off
-            return no_loss(model, rows.input_ids)
+            return no_loss(model, rows, lambda own: self._fields(model, own, needs))
         rows = rows.select(kept)
-        needs = needs_at(self.objective, self.rollouts)
         fields = self._fields(model, rows, needs)
         stored = {key: inputs[key][kept] for key in ("old", "current", "teacher") if key in needs}
         batch, out = self.objective_loss(

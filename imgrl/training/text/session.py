@@ -60,6 +60,8 @@ class TextSession:
 
     world: World
     metrics: Metrics
+    before: dict[str, float]
+    """How the model stood before training."""
 
     def __init__(self, recipe: TextRecipe, *, tell: Callable[[str], None] = lambda _: None) -> None:
         self.recipe, self._tell = recipe, tell
@@ -90,23 +92,17 @@ class TextSession:
     def _train(self, resume: bool) -> TextSummary:
         from transformers import set_seed
 
-        from imgrl.training.launch import (
-            processes,
-            refuse_mask_under_deepspeed,
-            refuse_missing_vllm,
-            refuse_sharded_weights,
-        )
+        from imgrl.training import launch
         from imgrl.training.text.drift import drift_watch
         from imgrl.training.text.models import load_model, load_teacher
         from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
-        check_text(recipe, processes=processes())  # made in Python, nobody asked
-        refuse_sharded_weights(os.environ, command="imgrl lm train")
-        if recipe.model.mask is not None:
-            refuse_mask_under_deepspeed(os.environ)
+        check_text(recipe, processes=launch.processes())  # made in Python, nobody asked
+        launch.refuse_sharded_weights(os.environ, command="imgrl lm train")
+        launch.refuse_what_launchers_undo(os.environ, recipe.model)
         if recipe.generation.vllm is not None:
-            refuse_missing_vllm()
+            launch.refuse_missing_vllm()
         hush()
         if not resume and holds_results(folder):
             raise ConfigError(
@@ -129,17 +125,23 @@ class TextSession:
             )
         # From the weights before training, also where a run is resumed.
         self.drift, heldout.base = drift_watch(trainer.model, start=trainer.start()), self._base(trainer)
-        if newest is None:
-            before = heldout(trainer.model)
+        watch = Watch(self, heldout, spent=checkpoints.seconds_of(newest))
+        if newest is not None:
+            self.metrics.rewind(checkpoints.step_of(newest))
+            self._begin_at(read_json(folder / "before.json"), new=False)
+        elif trainer.is_fsdp_enabled:  # a model that is to be sharded waits, whole, on the CPU
+            watch.at_begin = lambda model: self._begin_at(heldout(model))
+        else:
+            self._begin_at(heldout(trainer.model))
+        self._run(trainer, watch, newest)
+        return self._finish(trainer, heldout, watch)
+
+    def _begin_at(self, before: dict[str, float], *, new: bool = True) -> None:
+        self.before = before
+        if new:
             self.log(0, before)
             self.keep("before.json", before)
-        else:
-            before = read_json(folder / "before.json")
-            self.metrics.rewind(checkpoints.step_of(newest))
         self.tell(f"held-out pass@1 before training: {before['pass@1']:.3f}")
-        watch = Watch(self, heldout, spent=checkpoints.seconds_of(newest))
-        self._run(trainer, watch, newest)
-        return self._finish(trainer, heldout, before, watch)
 
     def _run(self, trainer: Any, watch: Watch, newest: Path | None) -> None:
         """TRL's loop, if there is anything left to do."""
@@ -171,8 +173,8 @@ class TextSession:
         else:
             trainer.train(resume_from_checkpoint=str(newest))
 
-    def _finish(self, trainer: Any, heldout: HeldOut, before: dict[str, float], watch: Watch) -> TextSummary:
-        step = trainer.state.global_step
+    def _finish(self, trainer: Any, heldout: HeldOut, watch: Watch) -> TextSummary:
+        before, step = self.before, trainer.state.global_step
         after = watch.last[1] if watch.last and watch.last[0] == step else heldout(trainer.model)
         if not (watch.last and watch.last[0] == step):
             self.log(step, after)

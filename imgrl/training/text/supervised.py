@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +37,12 @@ class SupervisedTrainer(AnchorFiles, SFTTrainer):
             tokens=tokens,
             mask=tokens != -100,
         )
-        count = int(rows.mask.sum())
+        score = partial(live_fields, model, needs=self.objective.needs, base=self.anchors.get("base"))
         kept = rows.mask.any(-1)
-        if not count:  # cut off before their completions began
-            return no_loss(model, rows.input_ids)
+        if not bool(kept.any()):  # cut off before their completions began
+            return no_loss(model, rows, score)
         rows = rows.select(kept)
-        fields = live_fields(model, rows, needs=self.objective.needs, base=self.anchors.get("base"))
+        fields = score(rows)
         mask = rows.mask.to(torch.float32)
         batch, out = self.objective_loss(mask=mask, step=self.state.global_step, **fields)
         return self._scaled(out.loss, batch.mask, num_items_in_batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -36,6 +37,8 @@ class Watch(TrainerCallback):
         self.last: tuple[int, dict[str, float]] | None = None
         self._spent = spent
         self._since: float | None = None
+        self.at_begin: Callable[[Any], None] = lambda model: None
+        """What else to do with the model when training begins; not counted as training."""
         self.after_step: StepState | None = None
         """As things stood right after the last step."""
 
@@ -48,8 +51,9 @@ class Watch(TrainerCallback):
         limit = self.session.recipe.run.minutes
         return limit is not None and self.elapsed() >= 60 * limit
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Start the clock."""
+        self.at_begin(model)
         self._since = time.monotonic()
         self._old = signal.signal(signal.SIGINT, self._stop)
 
