@@ -15,13 +15,19 @@ from torch import Tensor
 
 from imgrl.errors import RewardError
 from imgrl.rewards.discriminator import Head, balanced, preference_loss, side_loss
-from imgrl.rewards.features import DEFAULT_BACKBONE, Features, load_extractor, rows_of
+from imgrl.rewards.features import DEFAULT_BACKBONE, Features, load_extractor, moved, rows_of
+from imgrl.rewards.foils import Foils
+from imgrl.rewards.learning import Peers
 from imgrl.rewards.prompt_head import PromptHead
 from imgrl.rewards.references import References
 from imgrl.rewards.rival import Loss, Rival
 from imgrl.rewards.schedule import OFFICIAL, Schedule
 
 __all__ = ["Adversarial", "Schedule"]
+
+
+_STUDIED = 64
+"""References in a step of studying, where ``batch`` names no number."""
 
 
 class Adversarial(Rival):
@@ -40,8 +46,11 @@ class Adversarial(Rival):
             would add noise inside groups, which is all that an advantage is made of.
         conditional: read the prompt too. References need captions, and the head also learns that a reference beside
             another one's caption is wrong (matching-aware, arXiv 1605.05396), so that it asks for obedience as well
-            as for looks. There is no replay, and ``pairwise`` is not for it.
+            as for looks. There is no replay, and ``pairwise`` is not for it. Half of
+            the wrong captions are right but for one word (:class:`imgrl.rewards.foils.Foils`).
         mismatch: share of those wrong captions in the loss of what is no reference.
+        study: steps on references and their captions alone, before the first round: a policy that is judged by a
+            reader of few words soon drops the others.
         hidden: width of the head.
         lr: Adam's rate for the head.
         batch: images of each side in a step; None for a round's.
@@ -66,6 +75,7 @@ class Adversarial(Rival):
         patch_sample: int | None = None,
         conditional: bool = False,
         mismatch: float = 0.5,
+        study: int = 0,
         hidden: int = 512,
         lr: float = 1e-4,
         batch: int | None = 64,
@@ -88,7 +98,13 @@ class Adversarial(Rival):
         if compat not in (None, "official") or (compat and schedule):
             raise ValueError(f"Expected compat 'official' without a schedule, or none, got {compat!r}.")
         self.weights = self.loss_weights = (overall, patches)
+        if study < 0 or (study and not (conditional and mismatch)):
+            raise ValueError(
+                f"Expected study >= 0 and, to study captions, conditional with a mismatch, got {study}."
+            )
         self.patch_sample, self.conditional, self.mismatch = patch_sample, conditional, mismatch
+        self.study = study
+        self._foils = Foils(())
         chosen = Schedule(**(schedule or {}))
         if compat:
             self.loss_weights, batch, replay, chosen = (1.0, 0.3), None, 0.0, OFFICIAL
@@ -107,6 +123,12 @@ class Adversarial(Rival):
             seed=seed,
         )
 
+    def _load(self, height: int, width: int) -> References:
+        """The references, whose captions say which words can stand for one another."""
+        references = super()._load(height, width)
+        self._foils = Foils(text for text, _ in references.captions)
+        return references
+
     def _fit(self, raw: Features) -> None:
         """In standard deviations of the references' patches: a head learns little from uneven scales."""
         if self.patch_sample is not None and self.patch_sample > raw.patches.shape[1]:
@@ -122,15 +144,14 @@ class Adversarial(Rival):
 
         Prompts, one an image, count for a conditional head only.
         """
-        overall, patches = self._read(features)
-        return self.weights[0] * self._overall(overall, prompts) + self.weights[1] * self.head(patches).mean(
-            1
-        )
+        features = self._read(features)
+        overall, patches = self._overall(features, prompts), self.head(features.patches).mean(1)
+        return self.weights[0] * overall + self.weights[1] * patches
 
-    def _overall(self, overall: Tensor, prompts: Sequence[str]) -> Tensor:
-        logit = self.head(overall)
+    def _overall(self, features: Features, prompts: Sequence[str]) -> Tensor:
+        logit = self.head(features.overall)
         if isinstance(self.head, PromptHead):
-            logit = logit + self.head.agreement(overall, prompts)
+            logit = logit + self.head.agreement(features.patches, prompts)
         return logit
 
     def places(self, count: int) -> Tensor:
@@ -173,25 +194,52 @@ class Adversarial(Rival):
                 "name captions in a .csv or .jsonl file, or leave conditional out."
             )
 
+    def _begin(
+        self, references: References, seen: Features, generator: torch.Generator, peers: Peers
+    ) -> None:
+        """Learn to read: whether a reference shows a caption."""
+        device, apart = self.extractor.device, len({text for text, _ in references.captions}) > 1
+        for _ in range(self.study if apart else 0):
+            drawn = torch.randint(len(references.captions), (self.batch or _STUDIED,), generator=generator)
+            texts, rows = zip(*(references.captions[int(place)] for place in drawn), strict=True)
+            real = self._read(moved(rows_of(seen, torch.tensor(rows)), device))
+            ours, mistaken = self._overall(real, texts), self._mistaken(real, texts, generator)
+            # None by chance, and not on the processes that this one adds gradients with: it steps with them.
+            self._descend(0 * ours.sum() if mistaken is None else self._side(ours, mistaken), peers)
+
     def _loss(
-        self, real: Features, fake: Features, *, captions: Sequence[str], prompts: Sequence[str]
+        self,
+        real: Features,
+        fake: Features,
+        *,
+        captions: Sequence[str],
+        prompts: Sequence[str],
+        generator: torch.Generator,
     ) -> Tensor:
         """Weighted sum over the image's own feature and its patches."""
         real, fake = self._read(real), self._read(fake)
-        ours = self._overall(real.overall, captions)
-        overall = self._side(ours, self._overall(fake.overall, prompts))
+        ours = self._overall(real, captions)
+        overall = self._side(ours, self._overall(fake, prompts))
         patches = self._side(self.head(real.patches), self.head(fake.patches))
-        if self.conditional and (mistaken := self._mistaken(real, captions)) is not None:
+        mistaken = self._mistaken(real, captions, generator) if self.conditional and self.mismatch else None
+        if mistaken is not None:
             overall = (1 - self.mismatch) * overall + self.mismatch * self._side(ours, mistaken)
         return self.loss_weights[0] * overall + self.loss_weights[1] * patches
 
-    def _mistaken(self, real: Features, captions: Sequence[str]) -> Tensor | None:
-        """Logits of references beside the next one's caption, where that is another; None if there are none."""
-        wrong = [*captions[1:], *captions[:1]]
+    def _mistaken(self, real: Features, captions: Sequence[str], generator: torch.Generator) -> Tensor | None:
+        """Logits of references beside wrong captions; None if there are none.
+
+        Every second picture gets its own caption with one word exchanged, the others the next one's.
+        """
+        following = [*captions[1:], *captions[:1]]
+        wrong = [
+            (self._foils.of(caption, generator) if row % 2 else None) or following[row]
+            for row, caption in enumerate(captions)
+        ]
         apart = [row for row, caption in enumerate(captions) if caption != wrong[row]]
-        if not apart or not self.mismatch:
+        if not apart:
             return None
-        return self._overall(rows_of(real, torch.tensor(apart)).overall, [wrong[row] for row in apart])
+        return self._overall(rows_of(real, torch.tensor(apart)), [wrong[row] for row in apart])
 
     def _side(self, real: Tensor, fake: Tensor) -> Tensor:
         if self.loss == "pairwise":

@@ -101,7 +101,13 @@ class AdversarialPickScore(Rival):
         return self.tower.scale * (self.head(features) * self.tower.texts(prompts).clone()).sum(-1)
 
     def _loss(
-        self, real: Features, fake: Features, *, captions: Sequence[str], prompts: Sequence[str]
+        self,
+        real: Features,
+        fake: Features,
+        *,
+        captions: Sequence[str],
+        prompts: Sequence[str],
+        generator: torch.Generator,
     ) -> Tensor:
         return preference_loss(self._logit(real, captions), self._logit(fake, prompts)).mean()
 

@@ -206,6 +206,8 @@ class Rival(ABC):
         generator = torch.Generator().manual_seed(key)
         generated = self.features(images)
         self._memory.clear()
+        if self.round == 0:
+            self._begin(references, seen, generator, peers)
         rows, captions = self._draw(references, prompts, generator)
         own = moved(rows_of(seen, rows), generated.overall.device)
         measured, ours, theirs = self._measured(own, generated, captions, prompts, peers)
@@ -262,19 +264,33 @@ class Rival(ABC):
         if old and len(self.replay):
             past = moved(self.replay.draw(old, generator), fake.overall.device)
             fake = Features(*(torch.cat([new[old:], kept]) for new, kept in zip(fake, past, strict=True)))
-        texts = {"captions": captions, "prompts": prompts}
-        loss = self._loss(
-            real, fake, **{kind: [of[int(row)] for row in chosen] for kind, of in texts.items()}
+        shown, asked = ([texts[int(row)] for row in chosen] for texts in (captions, prompts))
+        return self._descend(
+            self._loss(real, fake, captions=shown, prompts=asked, generator=generator), peers
         )
+
+    def _descend(self, loss: Tensor, peers: Peers) -> float:
+        """One optimiser step on the mean of all processes' losses, which is returned."""
         self.optimizer.zero_grad(set_to_none=True)
         (loss / peers.size).backward()
         peers.add_gradients(self.optimizer.param_groups[0]["params"])
         self.optimizer.step()
         return peers.add_numbers([float(loss.detach())])[0] / peers.size
 
+    def _begin(  # noqa: B027  most kinds learn nothing from references alone
+        self, references: References, seen: Features, generator: torch.Generator, peers: Peers
+    ) -> None:
+        """What a kind learns from the references alone, before it learns from the first round."""
+
     @abstractmethod
     def _loss(
-        self, real: Features, fake: Features, *, captions: Sequence[str], prompts: Sequence[str]
+        self,
+        real: Features,
+        fake: Features,
+        *,
+        captions: Sequence[str],
+        prompts: Sequence[str],
+        generator: torch.Generator,
     ) -> Tensor:
         """Loss [] of references, which show ``captions``, and of as many images generated for ``prompts``.
 

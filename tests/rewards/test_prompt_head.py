@@ -42,15 +42,16 @@ def test_places_of_words_and_pairs():
     assert places_of("") == []
 
 
-def test_what_a_text_adds_is_an_inner_product_of_one_vector_each():
-    head = PromptHead(6, hidden=5, text=4, generator=torch.Generator().manual_seed(0))
-    seen = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+def test_a_text_gates_what_is_seen_of_each_patch():
+    head = PromptHead(6, hidden=10, text=4, generator=torch.Generator().manual_seed(0))
+    seen = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(1))
     texts = ["a red cube", "", "cube"]
     for row, text in enumerate(texts):
         words = sum((head.words.weight[place] for place in places_of(text)), torch.zeros(4))
-        expected = torch.dot(head.said(words), head.shown(seen[row])) / 4**0.5
-        torch.testing.assert_close(head.agreement(seen, texts)[row], expected)
-    assert torch.equal(head(seen), super(PromptHead, head).forward(seen))  # without a text it is a plain head
+        expected = head.judged(sum(head.said(words) * head.shown(patch) for patch in seen[row]) / 7)
+        torch.testing.assert_close(head.agreement(seen, texts)[row], expected[0])
+    overall = seen.mean(1)  # without a text it is a plain head
+    assert torch.equal(head(overall), super(PromptHead, head).forward(overall))
 
 
 def obeying(reward, *, share):
@@ -95,6 +96,13 @@ def test_wrong_captions_are_what_teaches_it(captioned):
     assert chosen(with_them) > 0.95 > chosen(without)
 
 
+def test_a_reader_studies_captions_before_it_sees_an_image(captioned):
+    studied, plain = (made(captioned, conditional=True, loss="bce", study=steps) for steps in (150, 0))
+    for reward in (studied, plain):  # one round: noise teaches nothing of stripes
+        reward.learn(torch.rand(16, 3, SIZE, SIZE), [ACROSS, ALONG] * 8, peers=Alone())
+    assert chosen(studied) > 0.95 > chosen(plain)
+
+
 def test_the_loss_of_wrong_captions_is_a_share_of_that_of_images(captioned):
     generator = torch.Generator().manual_seed(0)
     share, texts = 0.25, [ACROSS, ACROSS, ALONG, ACROSS]
@@ -105,11 +113,12 @@ def test_the_loss_of_wrong_captions_is_a_share_of_that_of_images(captioned):
         for _ in range(2)
     )
     with torch.no_grad():
-        told = reward._loss(real, fake, captions=texts, prompts=[ALONG] * 4)
+        told = reward._loss(real, fake, captions=texts, prompts=[ALONG] * 4, generator=generator)
         softplus = torch.nn.functional.softplus
         ours, theirs = reward.logit(real, texts), reward.logit(fake, [ALONG] * 4)
-        # each caption goes to the picture before it; the first two pictures share theirs, so only three are wrong
-        wrong = reward.logit(real, [ACROSS, ALONG, ACROSS, ACROSS])[[1, 2]]
+        # the second and fourth have their last word exchanged, the others the next one's caption, which is the first
+        # picture's own: no mistake
+        wrong = reward.logit(real, [ACROSS, ALONG, ACROSS, ALONG])[1:]
         negative = (1 - share) * softplus(theirs).mean() + share * softplus(wrong).mean()
     torch.testing.assert_close(told, (softplus(-ours).mean() + negative) / 2)
 
@@ -140,10 +149,17 @@ def test_settings_that_cannot_be():
     for wrong in ({"mismatch": 1.0}, {"mismatch": -0.1}, {"conditional": True, "loss": "pairwise"}):
         with pytest.raises(ValueError, match=r"Expected mismatch in \[0, 1\)"):
             made("anywhere", **wrong)
+    for wrong in (
+        {"study": 5},
+        {"conditional": True, "study": -1},
+        {"conditional": True, "study": 5, "mismatch": 0.0},
+    ):
+        with pytest.raises(ValueError, match="Expected study >= 0"):
+            made("anywhere", **wrong)
 
 
 def test_resuming_goes_on_bit_for_bit(captioned):
-    whole, first, second = (made(captioned, conditional=True, loss="bce") for _ in range(3))
+    whole, first, second = (made(captioned, conditional=True, loss="bce", study=3) for _ in range(3))
     for round in range(4):
         whole.learn(stripes(16, across=True, seed=round), [ACROSS, ALONG] * 8, peers=Alone())
     for round in range(2):
