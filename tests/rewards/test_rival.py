@@ -57,7 +57,7 @@ class Plain(Rival):
     def score(self, features, prompts):
         return self.head(features.overall)
 
-    def _loss(self, real, fake, *, captions, prompts):
+    def _loss(self, real, fake, *, captions, prompts, generator):
         self.given.append((real, fake))
         return preference_loss(self.head(real.overall), self.head(fake.overall)).mean()
 

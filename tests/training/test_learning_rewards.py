@@ -116,7 +116,7 @@ KINDS = {
     "default": {},
     "gate": {"replay": 0.0, "schedule": {"warmup": 0, "steps": 2, "gate": True}},
     "pairwise": {"loss": "pairwise", "batch": None},
-    "conditional": {"loss": "bce", "conditional": True},
+    "conditional": {"loss": "bce", "conditional": True, "study": 3},
 }
 DRAWS_ALONE = ("default", "conditional")
 """A process replays images, or mixes up captions, of its own: equal everywhere, but not to one process's."""
