@@ -198,11 +198,12 @@ class Adversarial(Rival):
         self, references: References, seen: Features, generator: torch.Generator, peers: Peers
     ) -> None:
         """Learn to read: whether a reference shows a caption."""
-        device, apart = self.extractor.device, len({text for text, _ in references.captions}) > 1
-        for _ in range(self.study if apart else 0):
+        if len({text for text, _ in references.captions}) < 2:  # none of them could be wrong
+            return
+        for _ in range(self.study):
             drawn = torch.randint(len(references.captions), (self.batch or _STUDIED,), generator=generator)
             texts, rows = zip(*(references.captions[int(place)] for place in drawn), strict=True)
-            real = self._read(moved(rows_of(seen, torch.tensor(rows)), device))
+            real = self._read(moved(rows_of(seen, torch.tensor(rows)), self.extractor.device))
             ours, mistaken = self._overall(real, texts), self._mistaken(real, texts, generator)
             # None by chance, and not on the processes that this one adds gradients with: it steps with them.
             self._descend(0 * ours.sum() if mistaken is None else self._side(ours, mistaken), peers)

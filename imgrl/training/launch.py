@@ -7,9 +7,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgrl.errors import ConfigError
-from imgrl.recipe_text import TextModel
+
+if TYPE_CHECKING:  # commands that answer at once know this file, too
+    from imgrl.recipe_text import TextModel
 
 __all__ = ["processes", "refuse_missing_vllm", "refuse_sharded_weights", "refuse_what_launchers_undo"]
 
