@@ -164,7 +164,7 @@ class Learners:
         """Go on from a saved state.
 
         Raises:
-            RewardError: if the state belongs to other rewards.
+            RewardError: if the state belongs to other rewards, or to one of another make.
         """
         if set(state) != set(self.targets):
             raise RewardError(
@@ -172,4 +172,11 @@ class Learners:
                 f"but this run has {sorted(self.targets)}."
             )
         for name, target in self.targets.items():
-            target.load_state_dict(state[name], peers or Alone())
+            try:
+                target.load_state_dict(state[name], peers or Alone())
+            except (RuntimeError, KeyError, ValueError) as error:
+                said = " ".join(str(error).split())[:200]
+                raise RewardError(
+                    f"The saved state of reward {name!r} does not fit it ({said}); resume with the version and settings"
+                    " that wrote it, or start the run again."
+                ) from error

@@ -9,7 +9,7 @@ from striped import SIZE, made, stripes
 
 from imgrl.errors import DataError, RewardError
 from imgrl.rewards.features import Features
-from imgrl.rewards.learning import Alone
+from imgrl.rewards.learning import Alone, Learners
 from imgrl.rewards.prompt_head import PromptHead, places_of
 from imgrl.rewards.references import load_references
 
@@ -169,3 +169,14 @@ def test_resuming_goes_on_bit_for_bit(captioned):
         second.learn(stripes(16, across=True, seed=round), [ACROSS, ALONG] * 8, peers=Alone())
     for name, weight in whole.head.state_dict().items():
         assert torch.equal(weight, second.head.state_dict()[name]), name
+
+
+def test_the_state_of_another_head_is_one_sentence(captioned):
+    reading, blind = (made(captioned, conditional=conditional) for conditional in (True, False))
+    of_run = Learners({})
+    of_run.targets = {"like": reading}
+    with pytest.raises(
+        RewardError, match="The saved state of reward 'like' does not fit it .*start the run again"
+    ) as told:
+        of_run.load_state_dict({"like": blind.state_dict(Alone())})
+    assert "\n" not in str(told.value)
