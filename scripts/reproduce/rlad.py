@@ -30,7 +30,7 @@ COMMON = (
     "checkpoint.every=16",
     "checkpoint.keep=6",
 )
-ALPHAS = ("0.1", "0.5", "0.9")
+ALPHAS = ("0.1", "0.3", "0.5", "0.7", "0.9")
 WEIGHTS = ("2e-3", "0.1")  # KDRL's paper's, and one at which its teacher matters here
 
 
@@ -59,8 +59,11 @@ def report(curves: dict[str, Any]) -> str:
         "TRRD at 0.5 is above GRPO": above(end["trrd-0.5"], end["grpo"]),
         f"TRRD at 0.5 is above the better KDRL ({best})": above(end["trrd-0.5"], end[best]),
         f"{best} is above GRPO": above(end[best], end["grpo"]),
-        "TRRD at 0.5 is above 0.1": above(end["trrd-0.5"], end["trrd-0.1"]),
-        "TRRD at 0.5 is above 0.9": above(end["trrd-0.5"], end["trrd-0.9"]),
+        **{
+            f"TRRD at 0.5 is above {alpha}": above(end["trrd-0.5"], end[f"trrd-{alpha}"])
+            for alpha in ALPHAS
+            if alpha != "0.5"
+        },
     }
     return "\n".join([*lines, *claims(questions)]) + "\n"
 

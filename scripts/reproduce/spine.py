@@ -21,15 +21,17 @@ from imgrl.config.text import resolve_text
 from imgrl.data.texts import load_rows
 
 STEPS, VOTES = 48, 16
+STABLE, FAST = "3e-5", "1e-4"  # learning rates: where TTRL is stable here, and where it is not
+SHADED = ("ttrl", "spine", f"ttrl-{FAST}", f"spine-{FAST}")
 
 
-def common(problems: Path) -> tuple[str, ...]:
-    """Overrides of every arm: six passes over the problems to be judged on."""
+def common(problems: Path, *, rate: str = STABLE) -> tuple[str, ...]:
+    """Overrides of every arm: four passes over the problems to be judged on."""
     return (
         "run.minutes=null",
         f"run.steps={STEPS}",
         f"data.prompts={problems}",
-        "optimizer.lr=3e-5",
+        f"optimizer.lr={rate}",
         "batch.groups=8",
         f"batch.group_size={VOTES}",
         f"optimizer.scale.steps={STEPS}",
@@ -40,13 +42,15 @@ def common(problems: Path) -> tuple[str, ...]:
 
 
 def arms(problems: Path) -> dict[str, tuple[str, ...]]:
-    """TTRL, SPINE, and SPINE less each of its two parts."""
-    shared = common(problems)
+    """TTRL, SPINE, SPINE less each of its two parts, and the first two at a rate where TTRL is not stable."""
+    shared, hurried = common(problems), common(problems, rate=FAST)
     return {
         "ttrl": ("tiny-lm/ttrl", *shared),
         "spine": ("tiny-lm/spine", *shared),
         "no-band": ("tiny-lm/spine", *shared, "objective.band_low=0", "objective.band_high=0"),
         "no-selection": ("tiny-lm/spine", *shared, "objective.selection=all"),
+        f"ttrl-{FAST}": ("tiny-lm/ttrl", *hurried),
+        f"spine-{FAST}": ("tiny-lm/spine", *hurried),
     }
 
 
@@ -68,6 +72,7 @@ def report(curves: dict[str, Any]) -> str:
     for arm, runs in curves.items():
         lines.append(f"| {arm} | " + " | ".join(interval(last(runs, key)) for key in keys) + " |")
     end = {arm: last(runs, "pass@1") for arm, runs in curves.items()}
+    fast = {arm: curves[f"{arm}-{FAST}"] for arm in ("ttrl", "spine")}
     questions = {
         "TTRL learns without labels": above(end["ttrl"], first["pass@1"]),
         "SPINE learns without labels": above(end["spine"], first["pass@1"]),
@@ -77,6 +82,11 @@ def report(curves: dict[str, Any]) -> str:
         "TTRL's answers become shorter": above(first["tokens"], last(curves["ttrl"], "tokens")),
         "SPINE keeps answers longer than TTRL": above(
             last(curves["spine"], "tokens"), last(curves["ttrl"], "tokens")
+        ),
+        f"TTRL at {FAST} ends below the base": above(first["pass@1"], last(fast["ttrl"], "pass@1")),
+        f"SPINE at {FAST} ends below the base": above(first["pass@1"], last(fast["spine"], "pass@1")),
+        f"SPINE at {FAST} ends higher than TTRL": above(
+            last(fast["spine"], "pass@1"), last(fast["ttrl"], "pass@1")
         ),
     }
     return "\n".join([*lines, *claims(questions)]) + "\n"
@@ -88,7 +98,7 @@ def picture(curves: dict[str, Any]) -> Any:
     titles = {"pass@1": "Pass@1 (band: all seeds)", "pass@4": "Pass@4", "tokens": "tokens an answer"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         for arm, runs in curves.items():
-            band(axis, runs, key, label=arm, shaded=arm in ("ttrl", "spine"))
+            band(axis, runs, key, label=arm, shaded=arm in SHADED)
         axis.set(title=title, xlabel="step")
     axes[0].legend(fontsize=8)
     return figure
