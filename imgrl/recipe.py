@@ -84,8 +84,9 @@ class Model:
     train: Literal["lora", "full"] = "lora"
     lora: LoraSpec = LoraSpec()
     mask: MaskKind | None = None
-    """Full fine-tuning of some entries of each matrix only, chosen before training: the smallest (``low``), those
-    outside the principal directions (``not_principal``), either (``safe``), or as many at random (``random``)."""
+    """Trains some entries of each matrix only, chosen before training: the smallest (``low``), those outside the
+    principal directions (``not_principal``), either (``safe``), or as many at random (``random``). A LoRA's product is
+    masked, so the run leaves a whole model."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of the network's arithmetic; trained weights and losses stay float32."""
     vae_dtype: Literal["fp32", "bf16"] = "fp32"

@@ -81,7 +81,7 @@ class TextModel:
     train: Literal["lora", "full"] = "full"
     lora: LoraSpec = LoraSpec(rank=16, alpha=32, targets="all-linear")
     mask: MaskKind | None = None
-    """Full fine-tuning of some entries of each matrix only; see the image recipe's."""
+    """Trains some entries of each matrix only; see the image recipe's."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the arithmetic; trained weights stay float32."""
     teacher: Text | None = None

@@ -1,6 +1,6 @@
 """Sparse fine-tuning: which weights may train, chosen from the weights before training, and a hook that keeps to it.
 
-masks = training_masks(model.named_parameters(), "safe")
+masks = training_masks(model.parameters(), "safe")
 sparse = MaskedUpdate(optimizer, masks)
 ...  # train as ever: frozen entries keep their bits
 """
@@ -8,7 +8,7 @@ sparse = MaskedUpdate(optimizer, masks)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +18,10 @@ from imgrl.analysis.update import LEVELS, Threshold, levels, low_level
 from imgrl.analysis.weights import as_matrix, blocks
 from imgrl.errors import ConfigError
 
-__all__ = ["MaskKind", "MaskedUpdate", "check_mask", "low", "principal", "training_mask", "training_masks"]
+__all__ = ["MaskKind", "MaskedUpdate", "low", "principal", "training_mask", "training_masks"]
 
 MaskKind = Literal["low", "not_principal", "safe", "random"]
-
-
-def check_mask(mask: MaskKind | None, train: str) -> None:
-    """Refuse a recipe's mask where an adapter is trained.
-
-    Masking the factors would not mask their product, and a masked product has full rank: trained as one (the mask in
-    every forward pass) it costs the memory of full fine-tuning and cannot be written as a LoRA file.
-
-    Raises:
-        ConfigError: naming the keys.
-    """
-    if mask is not None and train == "lora":
-        raise ConfigError(
-            "model.mask with model.train=lora has no sound meaning: a masked B A is no product of thin factors, so no "
-            "LoRA could hold or export such an update; set model.train=full, or leave model.mask out"
-        )
+Weight = TypeVar("Weight", bound=Tensor)
 
 
 def low(weight: Tensor, alpha: float) -> Tensor:
@@ -108,21 +93,20 @@ def training_mask(
 
 
 def training_masks(
-    parameters: Iterable[tuple[str, nn.Parameter]], kind: MaskKind, *, seed: int = 0, **options: Any
-) -> dict[nn.Parameter, Tensor]:
-    """Masks of every trained matrix of a model; vectors train as a whole and have none.
+    weights: Iterable[Weight], kind: MaskKind, *, seed: int = 0, **options: Any
+) -> dict[Weight, Tensor]:
+    """Masks of every matrix; vectors train as a whole and have none.
 
     Args:
-        parameters: as ``model.named_parameters()`` yields them.
+        weights: what trains, or under a LoRA what it is added to.
         kind: see :func:`training_mask`.
         seed: of random masks, which differ between matrices.
         options: see :func:`training_mask`.
     """
-    chosen = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
     return {
-        parameter: training_mask(parameter, kind, seed=seed + number, **options)
-        for number, (_, parameter) in enumerate(chosen)
-        if parameter.ndim > 1 and min(parameter.flatten(1).shape) > 1
+        weight: training_mask(weight, kind, seed=seed + number, **options)
+        for number, weight in enumerate(weights)
+        if weight.ndim > 1 and min(weight.flatten(1).shape) > 1
     }
 
 

@@ -76,18 +76,23 @@ def estimate(recipe: Recipe, folder: Path, *, processes: int = 1) -> Estimate:
         prod(shape) for part in folder.glob("text_encoder*") for shape in tensor_shapes(part).values()
     )
     full = model.train == "full"
-    trainable = size if full else _adapters(network, recipe, kind.default_targets)
+    under = [] if full else _adapted(network, recipe, kind.default_targets)
+    trainable = size if full else recipe.model.lora.rank * sum(sum(shape) for shape in under)
+    masked = sum(prod(shape) for shape in under) if model.mask is not None else 0  # a byte an entry
     copies = 1 + len(kept_copies(recipe)) + (not full and recipe.model.lora.init == "pissa")
     return Estimate(
         transformer=0 if full else size * width,
         vae=sum(prod(shape) for shape in tensor_shapes(folder / "vae").values()) * 4,
         encoders=encoders * width,
-        trained=trainable * 4 * (copies + 1 + 2 + (1 if full else 0)),
+        trained=trainable * 4 * (copies + 1 + 2 + (1 if full else 0)) + masked,
         activations=_activations(recipe, folder, processes) * width,
     )
 
 
-def _adapters(network: dict[str, tuple[int, ...]], recipe: Recipe, default: tuple[str, ...]) -> int:
+def _adapted(
+    network: dict[str, tuple[int, ...]], recipe: Recipe, default: tuple[str, ...]
+) -> list[tuple[int, ...]]:
+    """Shapes of the matrices under a LoRA."""
     targets: Any = recipe.model.lora.targets
     targets = default if targets == "default" else targets
     layers = {
@@ -95,12 +100,11 @@ def _adapters(network: dict[str, tuple[int, ...]], recipe: Recipe, default: tupl
         for name, shape in network.items()
         if "transformer_blocks." in name and name.endswith(".weight") and len(shape) == 2
     }
-    chosen = [
+    return [
         shape
         for name, shape in layers.items()
         if targets == "all-linear" or any(name == t or name.endswith("." + t) for t in targets)
     ]
-    return recipe.model.lora.rank * sum(sum(shape) for shape in chosen)
 
 
 def _activations(recipe: Recipe, folder: Path, processes: int) -> int:

@@ -124,9 +124,9 @@ def _prepared(
         overrides = [*overrides, f"model.path={json.dumps(model)}"]
     recipe = resolve(name or _RECIPE, overrides, processes=processes())
     reward = _learning_reward(recipe)
-    if recipe.model.train != "lora":
+    if recipe.model.train != "lora" or recipe.model.mask is not None:
         raise ConfigError(
-            "imgrl style trains a LoRA, whose strength can be chosen, but model.train is not lora"
+            "imgrl style makes a LoRA file, whose strength can be chosen: set model.train=lora and leave model.mask out"
         )
     folder = Path(recipe.run.dir or new_folder(name or _RECIPE))
     refuse_results(folder, "imgrl style")

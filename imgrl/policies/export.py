@@ -68,20 +68,20 @@ def export(policy: Policy, folder: Path, *, weights: str = "current", verify: bo
     """Write the named ``weights`` to ``folder``; files of an earlier export there are replaced.
 
     LoRA: ``pytorch_lora_weights.safetensors`` for diffusers (verified) and ``comfyui_lora.safetensors``. Full
-    fine-tuning: a whole pipeline folder. Both with ``export.json``, the returned manifest.
+    fine-tuning, and a LoRA under a mask: a whole pipeline folder. Both with ``export.json``, the returned manifest.
 
     Raises:
         ExportError: nothing is trained, or a fresh pipeline does not load or reproduce the weights.
     """
-    with_lora = isinstance(policy.weights, LoraWeights)
-    if not with_lora and not policy.weights.parameters():
+    as_lora = isinstance(policy.weights, LoraWeights) and policy.weights.mask is None
+    if not policy.weights.parameters():
         raise ExportError("This policy was loaded with train='none', so there is nothing to export.")
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
         raise ExportError(f"{folder} holds files that are not an export: choose a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        manifest = (_export_lora if with_lora else _export_full)(policy, partial, weights, verify)
+        manifest = (_export_lora if as_lora else _export_full)(policy, partial, weights, verify)
         (partial / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
         _replace(partial, folder)
     finally:
@@ -179,12 +179,12 @@ def _export_full(policy: Policy, folder: Path, name: str, verify: bool) -> Manif
             shutil.copytree(part, folder / part.name)
     shutil.copy(policy.folder / "model_index.json", folder)
     network = policy.transformer
-    with policy.weights.use(name), torch.device("meta"):
+    with torch.device("meta"):
         twin = type(network).from_config(network.config)
-        state = {
-            k: t.to("cpu", policy.dtype) if t.is_floating_point() else t
-            for k, t in network.state_dict().items()
-        }
+    with policy.weights.use(name):
+        own = policy.weights
+        whole = own.merged(name) if isinstance(own, LoraWeights) else network.state_dict()
+        state = {k: t.to("cpu", policy.dtype) if t.is_floating_point() else t for k, t in whole.items()}
     twin.load_state_dict(state, assign=True)
     twin.save_pretrained(folder / "transformer", safe_serialization=True)
     measured: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from imgrl.analysis.masks import MaskKind
 from imgrl.errors import ConfigError, ModelError
 from imgrl.policies.adapters import FixedWeights, FullWeights, NamedWeights
 from imgrl.policies.base import Policy
@@ -31,6 +32,8 @@ def load_policy(
     *,
     train: Literal["lora", "full", "none"] = "lora",
     lora: LoraSpec | None = None,
+    mask: MaskKind | None = None,
+    mask_seed: int = 0,
     names: Sequence[str] = (),
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
     vae_dtype: Literal["fp32", "bf16"] = "fp32",
@@ -48,6 +51,9 @@ def load_policy(
         path_or_name: a diffusers pipeline folder, or the name of one on the Hugging Face hub.
         train: "lora" trains adapters over frozen weights, "full" the whole transformer, "none" nothing.
         lora: size and place of the adapters; None is the published setting.
+        mask: entries of each matrix that adapters may change; full fine-tuning masks its optimiser instead, see
+            :class:`imgrl.analysis.masks.MaskedUpdate`.
+        mask_seed: of a random mask.
         names: copies to create beside "current", such as "old"; ``weights.add`` makes more later.
         dtype: precision of the transformer's forward and of the encoders; what trains and the VAE's weights: float32.
         vae_dtype: precision of the VAE's arithmetic when it decodes.
@@ -94,7 +100,7 @@ def load_policy(
         _set_distilled_guidance(policy, distilled_guidance)
     if fold_zero_tokens and isinstance(policy, SD3Policy):
         policy.fold_zero_tokens()
-    policy.weights = attach_weights(policy, train, lora, names)
+    policy.weights = attach_weights(policy, train, lora, names, mask=mask, mask_seed=mask_seed)
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if compile:
@@ -145,7 +151,15 @@ def blueprint(
     return policy
 
 
-def attach_weights(policy: Policy, train: str, lora: LoraSpec | None, names: Sequence[str]) -> NamedWeights:
+def attach_weights(
+    policy: Policy,
+    train: str,
+    lora: LoraSpec | None,
+    names: Sequence[str],
+    *,
+    mask: MaskKind | None = None,
+    mask_seed: int = 0,
+) -> NamedWeights:
     """Named weights for a policy whose transformer is in place: adapters, parameter sets, or none."""
     if train == "none":
         return FixedWeights(policy.transformer)
@@ -153,7 +167,8 @@ def attach_weights(policy: Policy, train: str, lora: LoraSpec | None, names: Seq
         return FullWeights(policy.transformer, names)
     spec = lora or LoraSpec()
     paths = target_modules(policy.transformer, spec.targets, policy.default_targets)
-    return LoraWeights(policy.transformer, spec, paths, [name for name in names if name != "frozen"])
+    copies = [name for name in names if name != "frozen"]
+    return LoraWeights(policy.transformer, spec, paths, copies, mask=mask, mask_seed=mask_seed)
 
 
 def _set_distilled_guidance(policy: Policy, value: float) -> None:

@@ -4,6 +4,8 @@ PiSSA (2404.02948) starts the factors at the leading part of each matrix, B0 A0,
 stays as it is and the factors as they started are a second adapter, taken away again: the frozen network is the stock
 one to the bit, also in half precision, where a residual would have to be rounded, and every trained network is W0 plus
 a LoRA of twice the rank, which is what gets exported.
+
+With a mask the update is M * (s B A), see :mod:`imgrl.policies.masked_lora`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from imgrl.analysis.masks import MaskKind, training_masks
 from imgrl.errors import ConfigError
+from imgrl.policies import masked_lora
 from imgrl.policies.adapters import CURRENT, FROZEN, NamedWeights
 
 __all__ = ["INITIAL", "JOINT_ATTENTION", "LoraSpec", "LoraWeights", "target_modules"]
@@ -102,12 +106,19 @@ class LoraWeights(NamedWeights):
     """
 
     def __init__(
-        self, network: nn.Module, spec: LoraSpec, paths: Sequence[str], names: Sequence[str] = ()
+        self,
+        network: nn.Module,
+        spec: LoraSpec,
+        paths: Sequence[str],
+        names: Sequence[str] = (),
+        *,
+        mask: MaskKind | None = None,
+        mask_seed: int = 0,
     ) -> None:
         from peft.tuners.lora import LoraLayer
 
         network.requires_grad_(False)
-        self.spec = spec
+        self.spec, self.mask = spec, mask
         self._network: Any = network
         self._paths = list(paths)
         self._names: tuple[str, ...] = ()
@@ -115,6 +126,10 @@ class LoraWeights(NamedWeights):
         self._strength: dict[str, float] = {}
         self._inject(CURRENT)
         self._layers: dict[str, Any] = {n: m for n, m in network.named_modules() if isinstance(m, LoraLayer)}
+        if mask is not None:
+            masks = training_masks(self.stored().values(), mask, seed=mask_seed)
+            for layer in self._layers.values():
+                masked_lora.confine(layer, masks.get(layer.get_base_layer().weight))
         self._register(CURRENT)
         if spec.init == "pissa":
             self._take_principal()
@@ -201,6 +216,23 @@ class LoraWeights(NamedWeights):
             for path, t in own.items()
         }
 
+    @torch.no_grad()
+    def changed(self, name: str, path: str) -> Tensor:
+        """A layer's stored matrix with the change that ``name`` makes to it, [out, in], float32."""
+        layer = self._layers[path]
+        with self.use(name):
+            deltas = [masked_lora.change(layer, own) for own in self._applied(name)]
+            return sum(deltas, layer.get_base_layer().weight.float())
+
+    def merged(self, name: str) -> dict[str, Tensor]:
+        """The stock network's state with the change that ``name`` makes to it."""
+        with self.use(name):
+            return dict(masked_lora.merged_state(self._network, self._applied(name)))
+
+    def _applied(self, name: str) -> list[str]:
+        """Peft's adapters that make up the weights ``name``."""
+        return [] if name in (FROZEN, INITIAL) else [name, *self.lasting]
+
     def _inject(self, name: str) -> None:
         from peft import LoraConfig
 
@@ -215,6 +247,8 @@ class LoraWeights(NamedWeights):
     def _register(self, name: str) -> None:
         tensors: dict[str, Tensor] = {}
         for path, layer in self._layers.items():
+            if masked_lora.is_confined(layer):
+                masked_lora.confine(layer, None, name)
             for part in ("lora_A", "lora_B"):
                 module = getattr(layer, part)[name].float()
                 module.requires_grad_(False)
@@ -257,10 +291,10 @@ class LoraWeights(NamedWeights):
 
     def _switch(self, name: str) -> None:
         # peft's own set_adapter also toggles requires_grad, which would drop current's gradients.
-        disabled, active = name in (FROZEN, INITIAL), [name, *self.lasting]
+        active = self._applied(name)
         for layer in self._layers.values():
-            layer._disable_adapters = disabled
-            if not disabled:
+            layer._disable_adapters = not active
+            if active:
                 layer._active_adapter = active
                 if self.lasting:
                     scaling = self.scaling * self._strength.get(name, 1.0)

@@ -1,9 +1,9 @@
 """One reward: what it is called with, and what it must answer.
 
-A reward is ``reward(images, prompts, **columns) -> n scores``: ``images`` float [n, 3, H, W] in [0, 1],
-``prompts`` a list of n texts, each column a list of n values. A score is a finite number, or None where the
-reward does not apply. An attribute ``groupwise = True`` asks for one call a group, with the whole group in
-it.
+A reward is ``reward(images, prompts, **columns) -> n scores``: ``images`` float [n, 3, H, W] in [0, 1], of a language
+model a list of n texts, ``prompts`` a list of n texts, each column a list of n values. A score is a finite number, or
+None where the reward does not apply. An attribute ``groupwise = True`` asks for one call a group, with the whole group
+in it.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Reward:
         except (TypeError, ValueError) as error:
             raise RewardError(
                 f"Reward {self.name!r}: its parameters cannot be read; wrap it in a function "
-                "`def reward(images, prompts, **columns)`."
+                "`def reward(images, prompts, **columns)`, or of texts `def reward(texts, prompts, **columns)`."
             ) from error
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
             raise RewardError(
-                f"Reward {self.name!r} must take two positional parameters, images and prompts, "
+                f"Reward {self.name!r} must take two positional parameters, images (or texts) and prompts, "
                 f"got ({', '.join(map(str, parameters))})."
             )
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imgrl.analysis.masks import check_mask
 from imgrl.errors import ConfigError
 from imgrl.recipe import Recipe, RewardSpec
 
@@ -100,7 +99,6 @@ def _check_rollout(recipe: Recipe, processes: int) -> None:
 
 
 def _check_settings(recipe: Recipe, processes: int) -> None:
-    check_mask(recipe.model.mask, recipe.model.train)
     if recipe.evaluation.weights == "ema" and recipe.evaluation.ema is None:
         raise ConfigError(
             "evaluation.weights is 'ema', so evaluation.ema must give the average's decay, such as 0.9"

@@ -68,6 +68,11 @@ class HeldOut:
         if not isinstance(weights, LoraWeights):
             return DriftWatch(weights.tensors(name).items(), most=most)
 
+        if weights.mask is not None:  # its change has no factors
+            return DriftWatch(
+                weights.stored().items(), most=most, now=lambda path: weights.changed(name, path)
+            )
+
         def update(path: str) -> tuple[Tensor, Tensor]:
             a, b = (weights.factors(name)[f"{path}.lora_{part}.weight"] for part in "AB")
             return b * weights.scaling, a

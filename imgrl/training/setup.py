@@ -121,6 +121,8 @@ def _policy(recipe: Recipe, world: World, copies: tuple[str, ...]) -> Policy:
         model_path(model.path),
         train=model.train,
         lora=model.lora,
+        mask=model.mask if model.train == "lora" else None,
+        mask_seed=recipe.run.seed,
         names=names,
         dtype=model.dtype,
         vae_dtype=model.vae_dtype,

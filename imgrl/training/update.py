@@ -56,11 +56,13 @@ class Updater:
             eps=settings.eps,
             weight_decay=settings.weight_decay,
         )
-        if recipe.model.mask is not None:
+        if (
+            recipe.model.mask is not None and recipe.model.train == "full"
+        ):  # of a LoRA the policy masks the product
             from imgrl.analysis.masks import MaskedUpdate, training_masks
 
-            names = policy.transformer.named_parameters()
-            MaskedUpdate(self.optimizer, training_masks(names, recipe.model.mask, seed=recipe.run.seed))
+            masks = training_masks(self.parameters, recipe.model.mask, seed=recipe.run.seed)
+            MaskedUpdate(self.optimizer, masks)
         # fp16 gradients of small losses vanish without scaling; bf16 and fp32 need none.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.model.dtype == "fp16")
 

@@ -37,8 +37,8 @@ def test_memory_counts_what_the_loaded_model_has(sd3_folder):
     """Counted on the live modules: network, VAE, LoRA tensors x (3 versions, gradient, 2 moments)."""
     from imgrl.policies import LoraSpec, load_policy
 
-    lora = ["model.lora={rank: 4, targets: default}", "model.dtype=bf16"]
-    recipe = resolve(None, [f"model.path={sd3_folder}", *lora])
+    given = ["model.lora={rank: 4, targets: default}", "model.dtype=bf16"]
+    recipe = resolve(None, [f"model.path={sd3_folder}", *given])
     found = estimate(recipe, sd3_folder)
     policy = load_policy(sd3_folder, lora=LoraSpec(rank=4))
     lora = sum(t.numel() for t in policy.weights.tensors("current").values())
@@ -48,6 +48,10 @@ def test_memory_counts_what_the_loaded_model_has(sd3_folder):
     assert found.vae == 4 * sum(p.numel() for p in policy.vae.parameters())
     assert found.trained == 4 * lora * 6
     assert found.training == found.transformer + found.vae + found.trained + found.activations
+    masked = estimate(resolve(None, [f"model.path={sd3_folder}", *given, "model.mask=low"]), sd3_folder)
+    assert masked.trained - found.trained == sum(
+        weight.numel() for weight in policy.weights.stored().values()
+    )
 
 
 def test_activations_grow_with_rows_and_shrink_with_checkpointing(sd3_folder):

@@ -192,7 +192,7 @@ def test_groupwise_rewards_see_whole_groups():
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (lambda images: [0.0], "must take two positional parameters, images and prompts"),
+        (lambda images: [0.0], r"must take two positional parameters, images \(or texts\) and prompts"),
         (lambda i, p, colour: [0.0], "requires the column 'colour', but the prompts have level, tag"),
         (lambda tag, p, **columns: [0.0], "column 'tag' has the name of the reward's own parameter"),
     ],

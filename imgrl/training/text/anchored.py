@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
 from imgrl.anchor import Anchor, Schedule
@@ -20,6 +20,7 @@ from imgrl.training.run_folder import read_json, write_json
 from imgrl.training.text.checkpoints import ANCHORS, FACTS, prune
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows
+from imgrl.training.text.masking import confine_adapter, has_confined, matrices, save_whole
 from imgrl.training.text.pissa import check_directions, is_pissa, make_plain, start_from
 from imgrl.training.text.sharding import is_sharded, whole
 
@@ -51,8 +52,17 @@ class AnchorFiles:
         self.objective, self.scale, self.keep = objective, scale, keep
         self.elapsed: Callable[[], float] = lambda: 0.0
         """Seconds the run has trained, to be kept with its checkpoints."""
+        with_adapter = mask is not None and kwargs.get("peft_config") is not None
+        before = matrices(kwargs["model"]) if with_adapter else {}
         super().__init__(*args, **kwargs)
         trainer: Any = self
+        # From the weights before training: a resumed run loads its checkpoint only later.
+        self.masks: dict[nn.Parameter, Tensor] = {}
+        if mask is not None and with_adapter:
+            confine_adapter(trainer.model, mask, before=before, seed=trainer.args.seed)
+        elif mask is not None:
+            own = (parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
+            self.masks = training_masks(own, mask, seed=trainer.args.seed)
         if BASE_NEEDS & objective.needs:
             from imgrl.training.text.watch import Follow
 
@@ -61,12 +71,6 @@ class AnchorFiles:
         if is_pissa(trainer.model):
             check_directions(trainer.model)
             self.anchors["initial"] = WeightCopy(trainer.model)
-        # From the weights before training: a resumed run loads its checkpoint only later.
-        self.masks = (
-            {}
-            if mask is None
-            else training_masks(trainer.model.named_parameters(), mask, seed=trainer.args.seed)
-        )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's optimiser; entries outside the masks keep their bits."""
@@ -234,13 +238,20 @@ class AnchorFiles:
         return older or load_file(file)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the library saves it, but a model that is not a checkpoint is whole: sharded or begun as PiSSA or not."""
+        """As the library saves it, but a model that is not a checkpoint is whole: sharded, masked, begun as PiSSA."""
         trainer: Any = self
         if is_sharded(trainer.model) and not _internal_call:  # it may write parts, which nothing else loads
             state = trainer.accelerator.get_state_dict(trainer.model)
             tied = getattr(trainer.model, "all_tied_weights_keys", None) or {}
             once = {key: tensor for key, tensor in state.items() if tied.get(key) not in state}
             trainer._save(output_dir, state_dict=once)
+            return
+        if has_confined(trainer.model) and not _internal_call:
+            if trainer.args.should_save:
+                save_whole(
+                    trainer.accelerator.unwrap_model(trainer.model),
+                    Path(output_dir or trainer.args.output_dir),
+                )
             return
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         if self.start() and not _internal_call and trainer.args.should_save:

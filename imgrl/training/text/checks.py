@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from imgrl.analysis.masks import check_mask
 from imgrl.anchor import Frozen, Snapshot
 from imgrl.errors import ConfigError
 from imgrl.objectives.text.base import BASE_NEEDS, passes_of
@@ -60,7 +59,6 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
     if recipe.anchor != Frozen():
         _check_moving_anchor(recipe)
     _check_vllm(recipe.generation.vllm, online=online, processes=processes)
-    check_mask(recipe.model.mask, recipe.model.train)
     passes = passes_of(objective)
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("run.steps", recipe.run.steps)):
         if every % passes:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from imgrl.analysis.watch import DriftWatch
+from imgrl.policies.masked_lora import change, within
+from imgrl.training.text.masking import has_confined
 from imgrl.training.text.pissa import ADAPTER, lora_layers
 from imgrl.training.text.sharding import gather_anew, trainable, whole
 
@@ -28,6 +30,10 @@ def drift_watch(model: Any, *, start: Mapping[str, Tensor]) -> DriftWatch:
             return whole(dict(trainable(model))[name])
 
         return DriftWatch(trainable(model), now=now)
+
+    def changed(layer: Any) -> Tensor:
+        return layer.get_base_layer().weight.detach() + change(layer, ADAPTER).detach()
+
     layers = {
         path: layer
         for path, layer in lora_layers(model)
@@ -52,7 +58,9 @@ def drift_watch(model: Any, *, start: Mapping[str, Tensor]) -> DriftWatch:
             weight = layer.get_base_layer().weight.detach()
             if start:
                 b0, a0 = began(path)
-                weight = (weight + layer.scaling[ADAPTER] * b0 @ a0).cpu()
+                weight = (weight + within(layer, layer.scaling[ADAPTER] * b0 @ a0)).cpu()
             yield path, weight
 
+    if has_confined(model):  # its change has no factors
+        return DriftWatch(stored(), now=lambda path: changed(layers[path]))
     return DriftWatch(stored(), update=update)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imgrl.errors import ConfigError
+from imgrl.policies.masked_lora import within
 
 __all__ = ["ADAPTER", "check_directions", "is_pissa", "lora_layers", "make_plain", "start_from"]
 
@@ -62,7 +63,8 @@ def start_from(model: Any, now: Mapping[str, Tensor], saved: Mapping[str, Tensor
         if all(torch.equal(now[name], saved[name]) for name in names):
             continue
         (a, b), (a_saved, b_saved) = ([part[name] for name in names] for part in (now, saved))
-        layer.get_base_layer().weight += layer.scaling[ADAPTER] * (b @ a - b_saved @ a_saved)
+        update = layer.scaling[ADAPTER] * (b @ a - b_saved @ a_saved)
+        layer.get_base_layer().weight += within(layer, update)
 
 
 def make_plain(folder: Path, start: Mapping[str, Tensor]) -> None:

@@ -231,7 +231,6 @@ def test_a_masked_run_leaves_the_other_entries_as_they_were(lm, tmp_path, letter
 
 
 BAD = [
-    (["tiny-lm/grpo", "model.mask=low", "model.train=lora"], "set model.train=full"),
     (["tiny-lm/grpo", "batch.group_size=1"], "at least 2 for grpo"),
     (["tiny-lm/sft", "batch.group_size=2"], "must be 1 for sft"),
     (["tiny-lm/grpo", "batch.micro=7"], "batch.micro must divide"),
