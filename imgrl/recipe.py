@@ -318,7 +318,11 @@ def lasting_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     Left out: where the run lies, when it stops, trackers and how often it saves. Those may change.
     """
     kept = {key: value for key, value in settings.items() if key not in ("tracking", "checkpoint")}
-    run = {key: value for key, value in settings["run"].items() if key not in ("dir", "rounds", "minutes")}
+    run = {
+        key: value
+        for key, value in settings["run"].items()
+        if key not in ("dir", "rounds", "steps", "minutes")
+    }
     return kept | {"run": run}
 
 

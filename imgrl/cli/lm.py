@@ -82,6 +82,7 @@ def evaluate(
         )
     network, tokenizer = load_model(replace(recipe.model, path=model))
     heldout = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)
+    heldout.require_room(network)
     scores = heldout(network.to("cuda" if torch.cuda.is_available() else "cpu"))  # as training has it
     if as_json:
         print_json(scores)

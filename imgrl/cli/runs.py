@@ -60,6 +60,8 @@ def recipe_of_run(
     if resume is not None:
         if name is not None:
             raise ConfigError(f"--resume uses the recipe in {resume}, so leave out the recipe {name!r}")
+        if any(override.startswith("run.dir=") for override in overrides):
+            raise ConfigError(f"--resume goes on in {resume} itself, so leave run.dir out")
         recipe = resolve(saved_recipe(resume), overrides, processes=processes())
         return replace(recipe, run=replace(recipe.run, dir=str(resume)))
     recipe = resolve(name, overrides, processes=processes())

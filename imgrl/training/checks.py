@@ -7,20 +7,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from imgrl.data.prompts import load_prompts
 from imgrl.data.sampler import GroupSampler
 from imgrl.errors import CheckpointError, ConfigError, RewardError
-from imgrl.recipe import Recipe, as_dict, config_hash, flat_settings, lasting_settings
+from imgrl.recipe import Recipe, config_hash
 from imgrl.resources import model_path
 from imgrl.rewards import RewardSet
 from imgrl.rewards.base import column_names
 from imgrl.training.checkpoint import latest_checkpoint, read_state
 from imgrl.training.geometry import check_batch
 from imgrl.training.imitation import load_captioned
+from imgrl.training.lasting import require_same_settings
 from imgrl.training.seeds import generator
 from imgrl.types import Prompt
 
@@ -103,28 +102,7 @@ def check_resume(run: Path, recipe: Recipe) -> None:
         raise CheckpointError(f"{run} holds no checkpoint to resume from: start the run without --resume.")
     if read_state(folder)["config_hash"] == config_hash(recipe):
         return
-    now, usual = _lasting(recipe), _lasting(Recipe(objective=type(recipe.objective)()))
-    try:
-        saved = yaml.safe_load((folder / "config.yaml").read_text())
-        then = flat_settings(lasting_settings(saved))
-    except (OSError, yaml.YAMLError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.yaml'} cannot be read ({error}).") from error
-    newer = (
-        key for key in now if key not in then and not key.startswith("rewards.")
-    )  # than the version that saved
-    then |= {key: usual[key] for key in newer if key in usual}
-    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    if not keys:
-        return
-    told = ", ".join(f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)" for key in keys[:3])
-    raise CheckpointError(
-        f"{folder} was trained with other settings than the recipe given now: {told}; only run.dir, run.rounds, "
-        "run.minutes, tracking and checkpoint may change on resume, so start a new run for new settings."
-    )
-
-
-def _lasting(recipe: Recipe) -> dict[str, Any]:
-    return flat_settings(lasting_settings(as_dict(recipe)))
+    require_same_settings(folder / "config.yaml", recipe, until="run.rounds")
 
 
 def _blueprint(recipe: Recipe, folder: Path) -> Policy:

@@ -94,7 +94,7 @@ def test_what_a_launcher_would_undo_is_refused(kind, tmp_path, monkeypatch):
     pissa = TextSession(recipe("pissa", "model.train=lora", "model.lora.init=pissa"))
     with pytest.raises(ConfigError if kind == "FSDP" else ModelError, match="init=pissa|/nowhere"):
         pissa.train()
-    with pytest.raises(ModelError, match="/nowhere cannot be loaded"):  # it goes on to load the model
+    with pytest.raises(ModelError, match="There is no folder .*/nowhere"):  # it goes on to load the model
         TextSession(recipe("plain")).train()
 
 

@@ -16,11 +16,11 @@ from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
 from imgrl.anchor import Anchor, Schedule
 from imgrl.errors import CheckpointError, ModelError
 from imgrl.objectives.text.base import BASE_NEEDS, TextBatch, TextLoss, TextObjective, reduce
-from imgrl.training.run_folder import read_json, write_json
-from imgrl.training.text.checkpoints import ANCHORS, FACTS, prune
+from imgrl.training.run_folder import write_json
+from imgrl.training.text.checkpoints import ANCHORS, FACTS, facts_of, prune, readable
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows
-from imgrl.training.text.masking import confine_adapter, has_confined, matrices, save_whole
+from imgrl.training.text.masking import confine_adapter, matrices, save_whole
 from imgrl.training.text.pissa import check_directions, is_pissa, make_plain, start_from
 from imgrl.training.text.sharding import is_sharded, whole
 
@@ -35,7 +35,8 @@ class AnchorFiles:
 
     The anchor ``base`` begins as the model before training, kept where the objective asks for it, and moves by
     ``rule``; ``initial`` are PiSSA's factors as they started. The newest ``keep`` checkpoints stay; TRL's own limit
-    must be off, since it counts those that are not whole yet.
+    must be off, since it counts those that are not whole yet. ``whole`` writes the model with its LoRA put in, not the
+    LoRA alone.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class AnchorFiles:
         scale: Schedule,
         rule: Anchor,
         mask: MaskKind | None = None,
+        whole: bool = False,
         keep: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.anchors: dict[str, WeightCopy] = {}
-        self.objective, self.scale, self.keep = objective, scale, keep
+        self.objective, self.scale, self.whole, self.keep = objective, scale, whole, keep
         self.elapsed: Callable[[], float] = lambda: 0.0
         """Seconds the run has trained, to be kept with its checkpoints."""
         with_adapter = mask is not None and kwargs.get("peft_config") is not None
@@ -101,10 +103,11 @@ class AnchorFiles:
         if value is None or math.isfinite(value):  # DeepSpeed may have no norm to tell
             return
         trainer: Any = self
-        raise ModelError(
-            f"The {what} of step {trainer.state.global_step + 1} is {float(value)}, so the step was not taken: lower "
-            "optimizer.lr or set optimizer.clip, and continue from the last checkpoint with --resume."
-        )
+        step = trainer.state.global_step + 1
+        do = "lower optimizer.lr or set optimizer.clip, and continue from the last checkpoint with --resume"
+        if step == 1:  # nothing was trained yet
+            do = "look for numbers that are not finite in the weights of model.path, or lower loss weights"
+        raise ModelError(f"The {what} of step {step} is {float(value)}, so the step was not taken: {do}.")
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The recipe's factor of the learning rate by step."""
@@ -161,6 +164,7 @@ class AnchorFiles:
         _save(tensors, folder / ANCHORS)
         parts = trainer.args.world_size if own else 0
         facts = {"anchors": sorted(self.anchors), "parts": parts, "seconds": self.elapsed()}
+        facts["files"] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         write_json(folder / FACTS, facts | {"sharded": is_sharded(trainer.model)})
         if self.keep is not None:
             prune(folder.parent, self.keep)
@@ -168,32 +172,34 @@ class AnchorFiles:
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
         """The library's, which knows no sentence for weights that were written in the other way."""
         trainer: Any = self
-        facts = Path(checkpoint) / FACTS
-        was = facts.is_file() and read_json(facts).get("sharded", False)
+        was = facts_of(Path(checkpoint)).get("sharded", False)
         if was != trainer.is_fsdp_enabled:
             raise CheckpointError(
                 f"{checkpoint} was written {'with' if was else 'without'} FSDP; resume with the launch the run began "
                 "with."
             )
-        super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+        with readable(checkpoint):
+            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        with readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is not None:
             self._restore(Path(checkpoint))
 
     def _restore(self, folder: Path) -> None:
-        if not (folder / FACTS).is_file() or not (folder / ANCHORS).is_file():
+        if not (folder / ANCHORS).is_file():
             raise CheckpointError(
                 f"{folder} has no {ANCHORS}: it was not written by imgrl or is incomplete; resume from another."
             )
-        facts = read_json(folder / FACTS)
+        facts = facts_of(folder)
         if facts["anchors"] != sorted(self.anchors):
             raise CheckpointError(
                 f"{folder} keeps the anchors {facts['anchors']}, but this objective has {sorted(self.anchors)}; resume "
                 "with the recipe the run began with."
             )
-        tensors = load_file(folder / ANCHORS)
+        with readable(folder):
+            tensors = load_file(folder / ANCHORS)
         start = {key: t.clone() for key, t in self.start().items()}
         for name, copy in self.anchors.items():
             prefix = f"{name}/"
@@ -246,7 +252,7 @@ class AnchorFiles:
             once = {key: tensor for key, tensor in state.items() if tied.get(key) not in state}
             trainer._save(output_dir, state_dict=once)
             return
-        if has_confined(trainer.model) and not _internal_call:
+        if self.whole and not _internal_call:
             if trainer.args.should_save:
                 save_whole(
                     trainer.accelerator.unwrap_model(trainer.model),

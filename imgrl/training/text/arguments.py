@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from imgrl.errors import ConfigError
 from imgrl.objectives.text.base import passes_of
 from imgrl.recipe_text import VLLM, TextModel, TextRecipe
 from imgrl.training.launch import processes
@@ -66,12 +67,17 @@ def preference_arguments(recipe: TextRecipe, folder: Path) -> Any:
     )
 
 
-def peft_config(model: TextModel) -> Any:
-    """The LoRA of a recipe, or None for full fine-tuning."""
+def peft_config(model: TextModel, network: Any) -> Any:
+    """The LoRA of a recipe for a network, or None for full fine-tuning.
+
+    Raises:
+        ConfigError: if it has no layer of a name that the recipe targets.
+    """
     if model.train == "full":
         return None
     from peft import LoraConfig
 
+    _check_targets(model.lora.targets, network)
     targets: Any = model.lora.targets
     if targets == "default":
         targets = None  # peft's own list for the model's family
@@ -84,6 +90,26 @@ def peft_config(model: TextModel) -> Any:
         init_lora_weights=True if model.lora.init == "kaiming" else model.lora.init,  # True is Kaiming
         task_type="CAUSAL_LM",
     )
+
+
+def _check_targets(targets: Sequence[str] | str, network: Any) -> None:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+
+    kind = getattr(network.config, "model_type", "?")
+    if targets == "default" and kind not in USUAL:
+        raise ConfigError(
+            f"model.lora.targets=default has no list for the model type {kind}; give all-linear, or names of layers"
+        )
+    if isinstance(targets, str):
+        return
+    paths = [name for name, _ in network.named_modules()]
+    for target in targets:
+        if not any(path == target or path.endswith(f".{target}") for path in paths):
+            linear = {name.rpartition(".")[2] for name, m in network.named_modules() if hasattr(m, "weight")}
+            raise ConfigError(
+                f"model.lora.targets names {target!r}, but the model has no such layer; its layers with weights are "
+                f"called {', '.join(sorted(linear))}"
+            )
 
 
 @contextmanager

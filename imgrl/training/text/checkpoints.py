@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from imgrl.errors import CheckpointError
+from imgrl.errors import CheckpointError, ImgrlError
 from imgrl.training.run_folder import read_json
 
-__all__ = ["ANCHORS", "FACTS", "is_whole", "newest", "prune", "seconds_of", "step_of"]
+__all__ = ["ANCHORS", "FACTS", "facts_of", "is_whole", "newest", "prune", "readable", "seconds_of", "step_of"]
 
 ANCHORS = "anchors.safetensors"
 FACTS = "anchors.json"
 """Written last: with it a checkpoint is whole."""
+_DO = "delete that folder to resume from an earlier checkpoint, or start the run again"
 
 
 def newest(run: Path) -> Path:
@@ -42,7 +46,45 @@ def step_of(checkpoint: Path) -> int:
 
 def seconds_of(checkpoint: Path | None) -> float:
     """How long a run had trained; 0 where an earlier version did not say."""
-    return 0.0 if checkpoint is None else read_json(checkpoint / FACTS).get("seconds", 0.0)
+    return 0.0 if checkpoint is None else facts_of(checkpoint).get("seconds", 0.0)
+
+
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: if it cannot be read, or a file that it names is gone.
+    """
+    try:
+        facts = read_json(checkpoint / FACTS)
+    except (OSError, ValueError) as error:
+        raise _damaged(checkpoint, error) from error
+    missing = [name for name in facts.get("files", ()) if not (checkpoint / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{checkpoint} lacks {', '.join(missing)}: {_DO}")
+    return facts
+
+
+@contextmanager
+def readable(checkpoint: Path | str | None) -> Iterator[None]:
+    """Say in a sentence what readers of damaged files raise.
+
+    Raises:
+        CheckpointError: naming the checkpoint.
+    """
+    try:
+        yield
+    except ImgrlError:
+        raise
+    except Exception as error:  # readers of tensors raise what they like
+        if checkpoint is None:
+            raise
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(checkpoint: Path | str, error: Exception) -> CheckpointError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return CheckpointError(f"{checkpoint} cannot be read ({reason}): {_DO}")
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -43,10 +43,7 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
         raise ConfigError(
             f"batch.micro must divide the {total // processes} sequences of each process, got {micro}"
         )
-    if {"teacher", "target_kl"} & objective.needs and recipe.model.teacher is None:
-        raise ConfigError(
-            f"{objective.name} asks a teacher: set model.teacher to a model with the same tokenizer"
-        )
+    _check_teacher(recipe)
     if objective.name == "adpo" and micro != total // processes:
         raise ConfigError(
             "batch.micro must be left out for adpo, which compares whole groups in one forward pass, got "
@@ -66,6 +63,14 @@ def check_text(recipe: TextRecipe, *, processes: int = 1) -> None:
                 f"{key} must be a multiple of objective.passes ({passes}), so that a run stops between batches, got "
                 f"{every}"
             )
+
+
+def _check_teacher(recipe: TextRecipe) -> None:
+    name, asked = recipe.objective.name, {"teacher", "target_kl"} & recipe.objective.needs
+    if asked and recipe.model.teacher is None:
+        raise ConfigError(f"{name} asks a teacher: set model.teacher to a model with the same tokenizer")
+    if recipe.model.teacher is not None and not asked:
+        raise ConfigError(f"model.teacher has no effect: {name} asks no teacher; leave it out")
 
 
 def _check_votes(recipe: TextRecipe) -> None:

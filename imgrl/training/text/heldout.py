@@ -18,6 +18,7 @@ from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Failure
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows
+from imgrl.training.text.reading import as_texts, require_room
 from imgrl.training.text.rewarding import judge, reward_of
 from imgrl.training.text.scoring import live_fields
 from imgrl.types import Prompt
@@ -38,9 +39,20 @@ class HeldOut:
         needs = {"prompt", *self.verifier.required}
         self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs)
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
-        self.texts, self.templated = _as_texts([row["prompt"] for row in self.rows], tokenizer, spec.prompts)
+        self.texts, self.templated = as_texts([row["prompt"] for row in self.rows], tokenizer, spec.prompts)
         self.base: WeightCopy | None = None
         """The model before training; with it the KL is measured."""
+
+    def require_room(self, model: Any) -> None:
+        """Refuse problems that leave the model no room for a completion."""
+        require_room(
+            [row["prompt"] for row in self.rows],
+            self.tokenizer,
+            model,
+            more=self.max_tokens,
+            key="generation.max_tokens",
+            source=self.spec.prompts,
+        )
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, float]:
@@ -129,31 +141,6 @@ class HeldOut:
             mask=mask,
         )
         return live_fields(model, rows, needs=["reverse_kl"], base=base)["reverse_kl"][mask]
-
-
-def _as_texts(prompts: list[Any], tokenizer: Any, source: str) -> tuple[list[str], bool]:
-    """Prompts as the model reads them, and whether the tokenizer's chat template made them from conversations.
-
-    Raises:
-        ConfigError: if there is no template, or it has no use for one of the prompts.
-    """
-    if all(isinstance(prompt, str) for prompt in prompts):
-        return prompts, False
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise ConfigError(
-            f"{source} holds conversations as prompts, but the model's tokenizer has no chat template; give prompts as "
-            "texts, or a model with one"
-        )
-    try:
-        return [
-            tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            for prompt in prompts
-        ], True
-    except Exception as error:  # templates are programs that raise what they like
-        raise ConfigError(
-            f"{source} holds a prompt that the tokenizer's chat template cannot read ({error}); give each as a list of "
-            "messages with role and content"
-        ) from error
 
 
 def _verifier(given: str | RewardSpec) -> Reward:

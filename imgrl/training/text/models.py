@@ -7,25 +7,18 @@ from typing import Any
 
 from imgrl.errors import ConfigError, ModelError
 from imgrl.recipe_text import TextModel
-from imgrl.resources import asset
+from imgrl.resources import model_path
 
-__all__ = ["load_model", "load_teacher", "place_of", "require_same_outputs"]
-
-
-def place_of(path: str) -> str:
-    """A folder as given, a bundled model by its name, else a hub name."""
-    if Path(path).is_dir() or "/" in path:
-        return path
-    return str(asset(path))
+__all__ = ["is_adapter", "load_model", "load_teacher", "require_same_outputs"]
 
 
 def load_model(spec: TextModel) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer.
+    """The model in float32, adapters merged into it, and its tokenizer.
 
     Raises:
         ModelError: in one sentence, if either cannot be loaded or the tokenizer has no end of text.
     """
-    place = place_of(spec.path)
+    place = _place_of(spec.path)
     model, tokenizer = _load(place), _tokenizer(place)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer of {spec.path} has no end-of-text token, which generation needs.")
@@ -41,7 +34,7 @@ def load_teacher(spec: TextModel, tokenizer: Any) -> Any:
         ConfigError: if its tokenizer is not the student's: log-probabilities of tokens could not be compared.
     """
     assert spec.teacher is not None
-    place = place_of(spec.teacher)
+    place = _place_of(spec.teacher)
     other = _tokenizer(place)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
@@ -51,6 +44,37 @@ def load_teacher(spec: TextModel, tokenizer: Any) -> Any:
     return _load(place)
 
 
+def is_adapter(path: str) -> bool:
+    """Whether a model is a LoRA, or another of peft's adapters, on a model that lies elsewhere."""
+    return _base_of(_place_of(path)) is not None
+
+
+def _place_of(path: str) -> str:
+    """A folder as given, a bundled model by its name, else a hub name.
+
+    Raises:
+        ModelError: if it reads like a folder and is none.
+    """
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise ModelError(
+            f"There is no folder {path}; give one that holds a transformers model, or a hub name like owner/model."
+        )
+    return str(model_path(path))
+
+
+def _base_of(place: str) -> str | None:
+    """Where the model lies that an adapter belongs to; None for a whole model."""
+    import json
+
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        found = find_adapter_config_file(place)
+    except OSError:  # nothing there: what loads it says so
+        return None
+    return None if found is None else json.loads(Path(found).read_text()).get("base_model_name_or_path")
+
+
 def _load(place: str) -> Any:
     import torch
     from safetensors import SafetensorError
@@ -58,11 +82,18 @@ def _load(place: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # standard error is for sentences
+    base = _base_of(place)
     try:
-        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
+        if base is None:
+            return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        from peft import AutoPeftModelForCausalLM
+
+        adapted: Any = AutoPeftModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        return adapted.merge_and_unload().requires_grad_(True)
+    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        what = "" if base is None else f", an adapter of {base},"
         raise ModelError(
-            f"{place} cannot be loaded as a causal language model: {_on_one_line(error)}"
+            f"{place}{what} cannot be loaded as a causal language model: {_on_one_line(error)}"
         ) from error
 
 
@@ -70,9 +101,12 @@ def _tokenizer(place: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(place)
+        found: Any = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise ModelError(f"{place} has no tokenizer that can be loaded: {_on_one_line(error)}") from error
+    if len(found) <= len(found.all_special_ids):  # some classes make an empty one up where files are missing
+        raise ModelError(f"{place} has no tokenizer: save it beside the model with tokenizer.save_pretrained")
+    return found
 
 
 def _on_one_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows, rows_of
 from imgrl.training.text.models import require_same_outputs
 from imgrl.training.text.replay import Group, History, pad_alike
-from imgrl.training.text.rewarding import TextReward, population_advantages, total_of
+from imgrl.training.text.rewarding import Silence, TextReward, population_advantages, total_of
 from imgrl.training.text.scoring import distilled_fields, live_fields, statistics
 from imgrl.training.text.votes import trained, without_mere_votes
 
@@ -50,6 +50,7 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         super().__init__(*args, objective=objective, rule=rule, **kwargs)
         self.teacher = teacher
         self._block_began = -1
+        self._silence = Silence()
         tokenizer: Any = self.processing_class
         settings: Any = self.args
         self.padding, self.sampled = float(tokenizer.pad_token_id), int(settings.num_generations)
@@ -86,6 +87,8 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         for own, flags in zip(self.reward_funcs, everywhere.T, strict=True):
             if isinstance(own, TextReward):
                 own.require_few(flags)
+        weighed = self.reward_weights.to(scores.device) != 0
+        self._silence.listen((~scores.isnan() | everywhere) & weighed, self.reward_func_names)
         total = total_of(scores, everywhere, self.reward_weights.to(scores.device), size=self.sampled)
         compared = trained(len(total), sampled=self.sampled, kept=self.group_size).to(total.device)
         total = total.masked_fill(~compared, math.nan)  # those that only voted are not

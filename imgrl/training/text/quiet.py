@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 __all__ = ["hush"]
 
 
 def hush() -> None:
-    """No loading bars of other libraries, no page about each completion without a reward: they are counted."""
+    """No loading bars, no advice to programmers, no page about each completion without a reward: they are counted."""
     import datasets
     import transformers
 
@@ -16,6 +17,8 @@ def hush() -> None:
     if not any(isinstance(item, _LeftOut) for item in trl.filters):
         trl.addFilter(_LeftOut())
 
+    # Of names that TRL gives transformers, which the user of a recipe cannot change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
 

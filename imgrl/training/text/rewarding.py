@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imgrl.errors import BudgetError, RewardError
-from imgrl.rewards import RewardSpec
+from imgrl.rewards import REWARDS, RewardSpec
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Failure, Patience
 from imgrl.rewards.resolve import make
@@ -18,7 +18,15 @@ from imgrl.training.faults import Fault
 from imgrl.training.groups import group_advantages
 from imgrl.types import Prompt
 
-__all__ = ["TextReward", "build_rewards", "judge", "population_advantages", "reward_of", "total_of"]
+__all__ = [
+    "Silence",
+    "TextReward",
+    "build_rewards",
+    "judge",
+    "population_advantages",
+    "reward_of",
+    "total_of",
+]
 
 
 def judge(
@@ -101,6 +109,35 @@ class TextReward:
         return Fault(reward=self.reward.name, missed=missed, why=self.failure) if missed else None
 
 
+class Silence:
+    """Ends a run whose rewards have not said anything yet: what nobody judges, nobody can learn from."""
+
+    def __init__(self, *, most: int = 3) -> None:
+        """Wait for a first word in so many rollouts."""
+        self._left: int | None = most
+        self._most = most
+
+    def listen(self, said: Tensor, names: Sequence[str]) -> None:
+        """Hear of a rollout.
+
+        Args:
+            said: bool [n, rewards], where a reward with a weight gave a score or failed, on all processes.
+            names: of the rewards.
+
+        Raises:
+            RewardError: if that was the last rollout to wait for, on every process alike.
+        """
+        if self._left is None or bool(said.any()):
+            self._left = None
+            return
+        self._left -= 1
+        if self._left == 0:
+            raise RewardError(
+                f"No reward ({', '.join(names)}) applied to any completion of the first {self._most} rollouts, so "
+                "there is nothing to learn from: give rewards that judge these prompts, and the columns they read."
+            )
+
+
 def total_of(scores: Tensor, failed: Tensor, weights: Tensor, *, size: int) -> Tensor:
     """Weighted sum [n] of the rewards that apply; NaN for a completion that is to be left out.
 
@@ -144,6 +181,13 @@ def reward_of(name: str, spec: RewardSpec) -> Reward:
         patience = Patience(timeout=spec.timeout, retries=spec.retries, backoff=spec.backoff)
     except ValueError as error:
         raise RewardError(f"Reward {name!r}: {error}") from error
+    entry = REWARDS.get(spec.use) if isinstance(spec.use, str) else None
+    if entry is not None and entry.scores != "completions":
+        fitting = ", ".join(own for own, other in REWARDS.items() if other.scores == "completions")
+        raise RewardError(
+            f"Reward {name!r} judges images, and a language model writes texts; of the built-in ones use {fitting}, or "
+            "give a function of your own."
+        )
     return Reward(name, make(spec.use, spec.args, name=name), patience=patience)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ import yaml
 
 from imgrl.analysis.watch import DriftWatch
 from imgrl.anchor import Frozen
-from imgrl.data.texts import load_rows
 from imgrl.errors import ConfigError, ModelError, RewardError
 from imgrl.recipe import as_dict
 from imgrl.recipe_text import TextRecipe
 from imgrl.training.distributed import World
+from imgrl.training.lasting import require_same_settings
 from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
 from imgrl.training.text import checkpoints
+from imgrl.training.text.building import build
 from imgrl.training.text.checks import check_text
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
@@ -67,9 +68,7 @@ class TextSession:
         self.recipe, self._tell = recipe, tell
         self.folder = open_folder(recipe.run.dir)
         self.drift: DriftWatch | None = None
-        self.left_out = 0
-        """Rows of data that are not trained on."""
-        self.rewards: list[TextReward] = []
+        self.rewards: Sequence[TextReward] = ()
         """What scores the rollouts of an online run."""
 
     def tell(self, line: str) -> None:
@@ -109,18 +108,20 @@ class TextSession:
                 f"{folder} already holds a run; continue it with `imgrl lm train --resume {folder}`, or choose "
                 "another run.dir"
             )
-        newest = checkpoints.newest(folder) if resume else None
+        newest = self._newest() if resume else None
         set_seed(recipe.run.seed)
         model, tokenizer = load_model(recipe.model)
         teacher = load_teacher(recipe.model, tokenizer) if recipe.model.teacher else None
         heldout = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)
-        trainer = self._trainer(model, tokenizer, teacher)
+        heldout.require_room(model)
+        built = build(recipe, folder, model=model, tokenizer=tokenizer, teacher=teacher)
+        trainer, self.rewards = built.trainer, built.rewards
         self.world = World(trainer.accelerator)
         self.metrics = Metrics(folder, self.world)
         self._describe()
-        if self.left_out:
+        if built.left_out:
             self.tell(
-                f"{self.left_out} training rows are left out: the prompt alone fills data.max_tokens="
+                f"{built.left_out} training rows are left out: the prompt alone fills data.max_tokens="
                 f"{recipe.data.max_tokens}"
             )
         # From the weights before training, also where a run is resumed.
@@ -135,6 +136,12 @@ class TextSession:
             self._begin_at(heldout(trainer.model))
         self._run(trainer, watch, newest)
         return self._finish(trainer, heldout, watch)
+
+    def _newest(self) -> Path:
+        """The checkpoint to go on from, of a run that began with this recipe."""
+        found = checkpoints.newest(self.folder)
+        require_same_settings(self.folder / "config.yaml", self.recipe, until="run.steps")
+        return found
 
     def _begin_at(self, before: dict[str, float], *, new: bool = True) -> None:
         self.before = before
@@ -207,83 +214,6 @@ class TextSession:
         )
         kept = None if moves else trainer.anchors.get("base")
         return WeightCopy(trainer.model) if kept is None and self.recipe.evaluation.kl else kept
-
-    # ------------------------------------------------------------- building
-
-    def _trainer(self, model: Any, tokenizer: Any, teacher: Any) -> Any:
-        from datasets import Dataset
-
-        from imgrl.training.text.arguments import online_arguments, peft_config
-        from imgrl.training.text.rewarding import build_rewards
-
-        recipe, objective = self.recipe, self.recipe.objective
-        common: dict[str, Any] = {
-            "model": model,
-            "processing_class": tokenizer,
-            "objective": objective,
-            "scale": recipe.optimizer.scale,
-            "rule": recipe.anchor,
-            "mask": recipe.model.mask,
-            "keep": recipe.checkpoint.keep,
-            "peft_config": peft_config(recipe.model),
-        }
-        if objective.kind != "online":
-            return self._from_data(common)
-        from imgrl.training.text.online import OnlineTrainer
-
-        rows = load_rows(
-            recipe.data.prompts, count=recipe.data.count, seed=recipe.run.seed, needs=("prompt",)
-        )
-        rows = [{key: value for key, value in row.items() if key != "completion"} for row in rows]
-        self.rewards, weights = build_rewards(
-            recipe.rewards,
-            budget=recipe.failure_budget,
-            columns=[key for key in rows[0] if key != "prompt"],
-            group_size=recipe.batch.sampled,
-        )
-        if recipe.batch.votes is not None and not any(own.reward.groupwise for own in self.rewards):
-            raise ConfigError(
-                "batch.votes has no effect: none of the rewards judges a prompt's completions by one another, as vote "
-                "does; leave it out, or raise batch.group_size"
-            )
-        args = online_arguments(recipe, self.folder, weights=weights)
-        return OnlineTrainer(
-            args=args,
-            train_dataset=Dataset.from_list(rows),
-            reward_funcs=self.rewards,
-            teacher=teacher,
-            group_size=recipe.batch.group_size,
-            **common,
-        )
-
-    def _from_data(self, common: dict[str, Any]) -> Any:
-        """Demonstrations or preferences: nothing is generated while training."""
-        from datasets import Dataset
-
-        from imgrl.training.text.arguments import preference_arguments, supervised_arguments
-
-        recipe = self.recipe
-        pairs = recipe.objective.kind == "preference"
-        columns = ("prompt", "chosen", "rejected") if pairs else ("prompt", "completion")
-        rows = load_rows(recipe.data.prompts, count=recipe.data.count, seed=recipe.run.seed, needs=columns)
-        data = Dataset.from_list([{column: row[column] for column in columns} for row in rows])
-        if pairs:
-            from imgrl.training.text.preference import PreferenceTrainer
-
-            kind, args = PreferenceTrainer, preference_arguments(recipe, self.folder)
-        else:
-            from imgrl.training.text.supervised import SupervisedTrainer
-
-            kind, args = SupervisedTrainer, supervised_arguments(recipe, self.folder)
-        # TRL drops rows without a token to learn from, and would train on nothing.
-        trainer: Any = kind(args=args, train_dataset=data, **common)
-        self.left_out = len(data) - len(trainer.train_dataset)
-        if self.left_out == len(data):
-            raise ConfigError(
-                f"data.max_tokens={recipe.data.max_tokens} is filled by the prompt alone in all {len(data)} rows of "
-                f"{recipe.data.prompts}, so there is nothing to learn from; raise it"
-            )
-        return trainer
 
     # -------------------------------------------------------------- writing
 

@@ -83,6 +83,9 @@ class Watch(TrainerCallback):
             self.session.tell(
                 f"step {state.global_step}/{state.max_steps}  {name} {numbers[name]:.{digits}f}"
             )
+            if silent := [own.reward.name for own in self.session.rewards]:
+                if all(numbers.get(f"rewards/{name}/none") == 1 for name in silent):
+                    self.session.tell(f"step {state.global_step}: no reward applied to any completion")
             every = self.session.recipe.evaluation.every
             if every and state.global_step % every == 0:
                 self._evaluate(state.global_step, model)

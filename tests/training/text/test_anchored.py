@@ -75,7 +75,7 @@ def test_another_number_of_processes_and_a_lost_part_are_refused(tmp_path):
         with pytest.raises(CheckpointError, match=f"2 process.es. stored, but {size} resume"):
             resumed(checkpoint, 0, size)
     (checkpoint / "process-1.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="process-1.safetensors is missing"):
+    with pytest.raises(CheckpointError, match="lacks process-1.safetensors"):
         resumed(checkpoint, 1)
 
 

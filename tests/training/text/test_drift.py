@@ -22,7 +22,8 @@ def adapted(lm, init):
     spec = TextModel(
         path=str(lm), train="lora", lora=LoraSpec(rank=3, alpha=6, targets="all-linear", init=init)
     )
-    return get_peft_model(load_model(spec)[0], peft_config(spec))
+    model, _ = load_model(spec)
+    return get_peft_model(model, peft_config(spec, model))
 
 
 @pytest.mark.parametrize("init", ["gaussian", "kaiming", "pissa"])

@@ -9,7 +9,7 @@ from imgrl.errors import RewardError
 from imgrl.rewards.base import Reward
 from imgrl.rewards.calling import Patience
 from imgrl.rewards.resolve import make
-from imgrl.training.text.rewarding import TextReward, population_advantages, total_of
+from imgrl.training.text.rewarding import Silence, TextReward, population_advantages, total_of
 
 NAN = math.nan
 
@@ -22,6 +22,19 @@ def text_reward(function, *, size, budget=0.25):
 def test_neighbouring_groups_with_the_same_prompt_vote_by_themselves():
     texts = ["answer 4", "answer 4", "answer 5", "answer 5", "answer 5", "answer 4"]
     assert text_reward(make("vote"), size=3)(["p"] * 6, texts) == [1, 1, 0, 1, 1, 0]  # together: a tie
+
+
+def test_silence_is_heard_at_the_start_only():
+    nothing, word = torch.zeros(4, 2, dtype=torch.bool), torch.tensor([[False, True]])
+    silence = Silence(most=2)
+    silence.listen(nothing, ["a", "b"])
+    with pytest.raises(
+        RewardError, match=r"No reward \(a, b\) applied to any completion of the first 2 rollouts"
+    ):
+        silence.listen(nothing, ["a", "b"])
+    silence = Silence(most=2)
+    for said in (nothing, word, nothing, nothing, nothing):
+        silence.listen(said, ["a", "b"])
 
 
 class Sour:

@@ -265,6 +265,13 @@ BAD = [
         "which language recipes do not know",
     ),
     (["tiny-lm/grpo", "evaluation.temperature=0"], "evaluation.samples=1"),
+    (["tiny-lm/grpo", "model.teacher=tiny-lm"], "model.teacher has no effect: grpo asks no teacher"),
+    (["tiny-lm/grpo", "rewards={ocr: 1.0}"], "'ocr' judges images"),
+    (["tiny-lm/grpo", "generation.max_tokens=400"], "reads no more than 128 in all"),
+    (
+        ["tiny-lm/grpo", "model.train=lora", "model.lora.targets=[nose]"],
+        "names 'nose', but the model has no such layer",
+    ),
 ]
 
 
@@ -430,6 +437,79 @@ def test_a_masked_failure_is_told_once_in_the_fault_log(lm, tmp_path):
     (fault,) = map(json.loads, (tmp_path / "run" / "faults.jsonl").read_text().splitlines())
     assert "gone" in fault.pop("last")
     assert fault == {"round": 1, "reward": "bad", "failed": 4, "completions": 8}
+
+
+def test_a_resume_with_other_settings_is_refused_and_spoils_nothing(lm, tmp_path):
+    folder = tmp_path / "run"
+    run(*arguments("sft", lm, folder))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for changed, sentence in (
+        (
+            "model.train=lora",
+            r"other settings than the recipe given now: model.train ('full' then, 'lora' now)",
+        ),
+        ("optimizer.lr=1e-3", "optimizer.lr (0.0001 then, 0.001 now)"),
+        ("objective={name: dft}", "objective.name ('sft' then, 'dft' now)"),
+        ("run.dir=elsewhere", "leave run.dir out"),
+    ):
+        assert sentence in run("--resume", folder, changed, "run.steps=4", code=2)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "sentence"),
+    [
+        ("optimizer.pt", None, "lacks optimizer.pt"),
+        ("optimizer.pt", lambda data: data[: len(data) // 2], "checkpoint-2 cannot be read"),
+        ("model.safetensors", lambda data: data[: len(data) // 2], "checkpoint-2 cannot be read"),
+        ("anchors.json", lambda data: data[:5], "checkpoint-2 cannot be read"),
+        ("anchors.safetensors", lambda data: data[:5], "checkpoint-2 cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(file, damage, sentence, lm, tmp_path):
+    folder = tmp_path / "run"
+    run(*arguments("sft", lm, folder))
+    broken = folder / "checkpoints" / "checkpoint-2" / file
+    whole = broken.read_bytes()
+    broken.unlink() if damage is None else broken.write_bytes(damage(whole))
+    output = run("--resume", folder, "run.steps=4", code=2)
+    assert sentence in output and "delete that folder to resume from an earlier checkpoint" in output
+
+
+def test_conversations_need_a_chat_template(lm, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    ask = '[{"role": "user", "content": "a"}]'
+    say = '[{"role": "assistant", "content": "b"}]'
+    rows.write_text(
+        f'{{"prompt": {ask}, "completion": {say}, "chosen": {say}, "rejected": {say[:-3]}c"}}]}}\n' * 8
+    )
+    for name in ("grpo", "sft", "dpo"):
+        given = arguments(name, lm, tmp_path / name, None, **{"data.prompts": rows})
+        assert f"{rows} holds conversations, but the model's tokenizer has no chat template" in run(
+            *given, code=2
+        )
+
+
+def test_rows_beyond_the_models_positions_are_refused_unless_they_are_cut(lm, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        '{"prompt": "1+1=", "completion": "2"}\n{"prompt": "a", "completion": "' + 200 * "b" + '"}\n'
+    )
+    given = arguments("sft", lm, tmp_path / "run", None, **{"data.prompts": rows})
+    assert "Row 2 of " in (output := run(*given, "data.max_tokens=512", code=2))
+    assert "has 201 tokens, but the model reads no more than 128: set data.max_tokens to 128" in output
+    run(*given, "data.max_tokens=128")
+
+
+def test_a_run_that_no_reward_applies_to_ends_with_a_sentence(lm, tmp_path):
+    quiet = tmp_path / "quiet.py"
+    quiet.write_text("def nothing(texts, prompts):\n    return [None] * len(texts)\n")
+    given = arguments(
+        "grpo", lm, tmp_path / "run", f"rewards={{nothing: '{quiet}:nothing'}}", **{"run.steps": 5}
+    )
+    output = run(*given, code=2)
+    assert output.count("no reward applied to any completion") == 2
+    assert "No reward (nothing) applied to any completion of the first 3 rollouts" in output
 
 
 def test_no_resume_without_a_checkpoint_and_no_second_run_in_a_folder(lm, tmp_path):
