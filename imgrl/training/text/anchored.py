@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from imgrl.analysis.masks import MaskedUpdate, MaskKind, training_masks
 from imgrl.anchor import Anchor, Schedule
 from imgrl.errors import CheckpointError, ModelError
-from imgrl.objectives.text.base import BASE_NEEDS, TextBatch, TextLoss, TextObjective, reduce
+from imgrl.objectives.text.base import BASE_NEEDS, TextBatch, TextLoss, TextObjective
 from imgrl.training.run_folder import write_json
 from imgrl.training.text.checkpoints import ANCHORS, FACTS, facts_of, prune, readable
 from imgrl.training.text.copies import WeightCopy
-from imgrl.training.text.heads import Rows
 from imgrl.training.text.masking import confine_adapter, matrices, save_whole
 from imgrl.training.text.pissa import check_directions, is_pissa, make_plain, start_from
 from imgrl.training.text.sharding import is_sharded, whole
+from imgrl.training.text.steps import note
 
-__all__ = ["AnchorFiles", "no_loss", "note", "refuse_outputs"]
+__all__ = ["AnchorFiles"]
 
 _OWN = "process-{}.safetensors"
 """What each process stores by itself, such as its replay."""
@@ -35,7 +35,7 @@ class AnchorFiles:
 
     The anchor ``base`` begins as the model before training, kept where the objective asks for it, and moves by
     ``rule``; ``initial`` are PiSSA's factors as they started. The newest ``keep`` checkpoints stay; TRL's own limit
-    must be off, since it counts those that are not whole yet. ``whole`` writes the model with its LoRA put in, not the
+    must be off, since it counts those that are not whole yet. ``merge`` writes the model with its LoRA in it, not the
     LoRA alone.
     """
 
@@ -46,12 +46,12 @@ class AnchorFiles:
         scale: Schedule,
         rule: Anchor,
         mask: MaskKind | None = None,
-        whole: bool = False,
+        merge: bool = False,
         keep: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.anchors: dict[str, WeightCopy] = {}
-        self.objective, self.scale, self.whole, self.keep = objective, scale, whole, keep
+        self.objective, self.scale, self.merge, self.keep = objective, scale, merge, keep
         self.elapsed: Callable[[], float] = lambda: 0.0
         """Seconds the run has trained, to be kept with its checkpoints."""
         with_adapter = mask is not None and kwargs.get("peft_config") is not None
@@ -252,7 +252,7 @@ class AnchorFiles:
             once = {key: tensor for key, tensor in state.items() if tied.get(key) not in state}
             trainer._save(output_dir, state_dict=once)
             return
-        if self.whole and not _internal_call:
+        if self.merge and not _internal_call:
             if trainer.args.should_save:
                 save_whole(
                     trainer.accelerator.unwrap_model(trainer.model),
@@ -273,44 +273,3 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
     partial = file.with_name(f".{file.name}.partial")
     save_file(tensors, partial)
     os.replace(partial, file)
-
-
-def no_loss(model: Any, rows: Rows, score: Callable[[Rows], Mapping[str, Tensor]]) -> Tensor:
-    """Zero with a graph, for a micro-batch without a loss token: other processes still wait for its backward pass.
-
-    Where weights are sharded they wait for each forward pass as well, those of anchors included.
-
-    Args:
-        model: the policy, or its wrapper.
-        rows: the micro-batch.
-        score: what other micro-batches are scored by; it gives at least ``log_prob``.
-    """
-    first = rows.input_ids[:1, :1]
-    if not is_sharded(model):
-        return 0.0 * model(input_ids=first).logits.sum()
-    twice = first.repeat(1, 2)
-    fields = score(
-        Rows(
-            input_ids=twice,
-            attention_mask=torch.ones_like(twice),
-            tokens=first,
-            mask=torch.ones_like(first, dtype=torch.bool),
-        )
-    )
-    return 0.0 * fields["log_prob"].sum()
-
-
-def refuse_outputs(return_outputs: bool) -> None:
-    """TRL asks for outputs where it evaluates, which a session does by generating."""
-    if return_outputs:
-        raise NotImplementedError("This trainer evaluates by generating; it has no outputs to return.")
-
-
-@torch.no_grad()
-def note(log: MutableMapping[str, list[float]], metrics: Mapping[str, Tensor], mask: Tensor) -> None:
-    """Append means over loss tokens, or of whatever else a metric speaks of, to TRL's log of a step."""
-    for name, value in metrics.items():
-        if not value.numel():  # of nothing in this micro-batch
-            continue
-        mean = reduce(value, mask, how="token") if value.ndim == 2 else value.mean()
-        log[f"objective/{name}"].append(float(mean))

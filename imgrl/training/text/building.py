@@ -56,7 +56,7 @@ def build(recipe: TextRecipe, folder: Path, *, model: Any, tokenizer: Any, teach
         "keep": recipe.checkpoint.keep,
         "peft_config": peft_config(recipe.model, model),
         # A LoRA on top of another would need both to be read.
-        "whole": with_lora and (recipe.model.mask is not None or is_adapter(recipe.model.path)),
+        "merge": with_lora and (recipe.model.mask is not None or is_adapter(recipe.model.path)),
     }
     if recipe.objective.kind == "online":
         return _online(recipe, folder, common, teacher)

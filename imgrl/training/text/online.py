@@ -15,13 +15,14 @@ from imgrl.objectives.text import SPINE, MetaDistill, ReMix
 from imgrl.objectives.text.base import Need, TextObjective, needs_at, passes_of, reduce
 from imgrl.objectives.text.remix import draw_ages
 from imgrl.objectives.text.tokens import Want
-from imgrl.training.text.anchored import AnchorFiles, no_loss
+from imgrl.training.text.anchored import AnchorFiles
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heads import Rows, rows_of
 from imgrl.training.text.models import require_same_outputs
 from imgrl.training.text.replay import Group, History, pad_alike
 from imgrl.training.text.rewarding import Silence, TextReward, population_advantages, total_of
 from imgrl.training.text.scoring import distilled_fields, live_fields, statistics
+from imgrl.training.text.steps import no_loss
 from imgrl.training.text.votes import trained, without_mere_votes
 
 __all__ = ["OnlineTrainer"]

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from trl import DPOTrainer
 
-from imgrl.training.text.anchored import AnchorFiles, refuse_outputs
+from imgrl.training.text.anchored import AnchorFiles
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.scoring import live_fields
+from imgrl.training.text.steps import refuse_outputs
 
 __all__ = ["PreferenceTrainer"]
 

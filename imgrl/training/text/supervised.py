@@ -10,9 +10,10 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from imgrl.objectives.text.base import reduce
-from imgrl.training.text.anchored import AnchorFiles, no_loss, refuse_outputs
+from imgrl.training.text.anchored import AnchorFiles
 from imgrl.training.text.heads import Rows
 from imgrl.training.text.scoring import live_fields
+from imgrl.training.text.steps import no_loss, refuse_outputs
 
 __all__ = ["SupervisedTrainer"]
 

@@ -122,9 +122,9 @@ def copies_speak_as_the_model_did(lm, by_layer):
     """A target. What is expected comes from models that were never sharded."""
     import torch
 
-    from imgrl.training.text.anchored import no_loss
     from imgrl.training.text.copies import WeightCopy
     from imgrl.training.text.scoring import live_fields
+    from imgrl.training.text.steps import no_loss
 
     base, after, sharded = models(lm)
     rows = rows_of_two(torch.distributed.get_rank())

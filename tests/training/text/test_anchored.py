@@ -12,8 +12,9 @@ from torch import nn
 from imgrl.anchor import Constant, Frozen
 from imgrl.errors import CheckpointError
 from imgrl.objectives.text import ASFT
-from imgrl.training.text.anchored import AnchorFiles, note
+from imgrl.training.text.anchored import AnchorFiles
 from imgrl.training.text.replay import History
+from imgrl.training.text.steps import note
 
 
 class Bare:
