@@ -36,7 +36,7 @@ class HeldOut:
             )
         self.verifier = _verifier(spec.verifier)
         needs = {"prompt", *self.verifier.required}
-        self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs)
+        self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs, spoken=("prompt",))
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
         self.texts, self.templated = _as_texts([row["prompt"] for row in self.rows], tokenizer, spec.prompts)
         self.base: WeightCopy | None = None
