@@ -22,7 +22,7 @@ from imgrl.training.text.rewarding import judge, reward_of
 from imgrl.training.text.scoring import live_fields
 from imgrl.types import Prompt
 
-__all__ = ["HeldOut"]
+__all__ = ["HeldOut", "problems"]
 
 
 class HeldOut:
@@ -30,13 +30,7 @@ class HeldOut:
 
     def __init__(self, spec: TextEvaluation, tokenizer: Any, *, max_tokens: int) -> None:
         self.spec, self.tokenizer, self.max_tokens = spec, tokenizer, max_tokens
-        if spec.temperature == 0 and spec.samples > 1:
-            raise ConfigError(
-                f"evaluation.temperature=0 gives the same completion {spec.samples} times: set evaluation.samples=1"
-            )
-        self.verifier = _verifier(spec.verifier)
-        needs = {"prompt", *self.verifier.required}
-        self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs, spoken=("prompt",))
+        self.verifier, self.rows = problems(spec)
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
         self.texts, self.templated = _as_texts([row["prompt"] for row in self.rows], tokenizer, spec.prompts)
         self.base: WeightCopy | None = None
@@ -129,6 +123,22 @@ class HeldOut:
             mask=mask,
         )
         return live_fields(model, rows, needs=["reverse_kl"], base=base)["reverse_kl"][mask]
+
+
+def problems(spec: TextEvaluation) -> tuple[Reward, list[dict[str, Any]]]:
+    """The verifier and the held-out problems, which have the columns it asks for.
+
+    Raises:
+        ConfigError: if the settings contradict each other, or there are no such problems.
+        RewardError: if there is no such verifier.
+    """
+    if spec.temperature == 0 and spec.samples > 1:
+        raise ConfigError(
+            f"evaluation.temperature=0 gives the same completion {spec.samples} times: set evaluation.samples=1"
+        )
+    verifier = _verifier(spec.verifier)
+    needs = {"prompt", *verifier.required}
+    return verifier, load_rows(spec.prompts, count=spec.limit, needs=needs, spoken=("prompt",))
 
 
 def _as_texts(prompts: list[Any], tokenizer: Any, source: str) -> tuple[list[str], bool]:
