@@ -105,7 +105,7 @@ def conversion(row: Mapping[str, Any], needs: Collection[str]) -> str:
     for key in ("messages", "conversations"):
         if key in row:
             last = " and the last, as a list of one, into 'completion'" if answers else ""
-            return f"put the messages of {key} before the last into 'prompt'{last}, each as {_MESSAGE}"
+            return f"put all of {key} but the last into 'prompt'{last}, each as {_MESSAGE}"
     if "text" in row:
         rest = " and the rest into 'completion'" if answers else ""
         return f"put the beginning of text into 'prompt'{rest}"

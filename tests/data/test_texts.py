@@ -124,15 +124,15 @@ def test_columns_that_only_a_verifier_reads_may_hold_anything(tmp_path):
         (
             {"messages": SAID + HI},
             SFT,
-            "it has messages, but rows need prompt and completion: put the messages of messages before the last into "
+            "it has messages, but rows need prompt and completion: put all of messages but the last into "
             "'prompt' and the last, as a list of one, into 'completion'",
         ),
         (
             {"messages": SAID},
             ("prompt",),
-            "but rows need prompt: put the messages of messages before the last into",
+            "but rows need prompt: put all of messages but the last into",
         ),
-        ({"conversations": SHAREGPT}, SFT, "put the messages of conversations before the last into 'prompt'"),
+        ({"conversations": SHAREGPT}, SFT, "put all of conversations but the last into 'prompt'"),
         ({"messages": SAID}, DPO, "it has messages, but rows need prompt, chosen and rejected"),
         ({"text": "a b"}, SFT, "put the beginning of text into 'prompt' and the rest into 'completion'"),
         ({"text": "a b"}, ("prompt",), "but rows need prompt: put the beginning of text into 'prompt'"),
