@@ -125,22 +125,6 @@ class HeldOut:
         return live_fields(model, rows, needs=["reverse_kl"], base=base)["reverse_kl"][mask]
 
 
-def problems(spec: TextEvaluation) -> tuple[Reward, list[dict[str, Any]]]:
-    """The verifier and the held-out problems, which have the columns it asks for.
-
-    Raises:
-        ConfigError: if the settings contradict each other, or there are no such problems.
-        RewardError: if there is no such verifier.
-    """
-    if spec.temperature == 0 and spec.samples > 1:
-        raise ConfigError(
-            f"evaluation.temperature=0 gives the same completion {spec.samples} times: set evaluation.samples=1"
-        )
-    verifier = _verifier(spec.verifier)
-    needs = {"prompt", *verifier.required}
-    return verifier, load_rows(spec.prompts, count=spec.limit, needs=needs, spoken=("prompt",))
-
-
 def _as_texts(prompts: list[Any], tokenizer: Any, source: str) -> tuple[list[str], bool]:
     """Prompts as the model reads them, and whether the tokenizer's chat template made them from conversations.
 
@@ -174,3 +158,19 @@ def _verifier(given: str | RewardSpec) -> Reward:
             "problems; leave weight, heldout_only and batch out"
         )
     return reward_of(spec.use if isinstance(spec.use, str) else "verifier", spec)
+
+
+def problems(spec: TextEvaluation) -> tuple[Reward, list[dict[str, Any]]]:
+    """The verifier and the held-out problems, which have the columns it asks for.
+
+    Raises:
+        ConfigError: if the settings contradict each other, or there are no such problems.
+        RewardError: if there is no such verifier.
+    """
+    if spec.temperature == 0 and spec.samples > 1:
+        raise ConfigError(
+            f"evaluation.temperature=0 gives the same completion {spec.samples} times: set evaluation.samples=1"
+        )
+    verifier = _verifier(spec.verifier)
+    needs = {"prompt", *verifier.required}
+    return verifier, load_rows(spec.prompts, count=spec.limit, needs=needs, spoken=("prompt",))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from imgrl.data.texts import load_rows
 from imgrl.errors import ConfigError
 from imgrl.recipe_text import TextRecipe
+from imgrl.resources import asset
 from imgrl.training import launch
 from imgrl.training.text.checks import check_text
 from imgrl.training.text.heldout import problems
-from imgrl.training.text.models import place_of
 from imgrl.training.text.rewarding import TextReward, build_rewards
 
 __all__ = ["Sources", "check_sources"]
@@ -33,8 +34,6 @@ class Sources:
     heldout: list[dict[str, Any]]
     rewards: list[TextReward]
     """None where nothing is generated."""
-    model: str
-    """A folder, or a name on a hub."""
 
 
 def check_sources(recipe: TextRecipe, *, processes: int = 1) -> Sources:
@@ -46,14 +45,14 @@ def check_sources(recipe: TextRecipe, *, processes: int = 1) -> Sources:
     check_text(recipe, processes=processes)
     if recipe.generation.vllm is not None:
         launch.refuse_missing_vllm()
-    model = place_of(recipe.model.path)
-    if recipe.model.teacher is not None:
-        place_of(recipe.model.teacher)
+    for model in (recipe.model.path, recipe.model.teacher):
+        if model is not None and "/" not in model and not Path(model).is_dir():
+            asset(model)  # names a bundled one, or nothing
     _, heldout = problems(recipe.evaluation)
     kind, data = recipe.objective.kind, recipe.data
     rows = load_rows(data.prompts, count=data.count, seed=recipe.run.seed, needs=_COLUMNS[kind])
     rewards = _rewards(recipe, list(rows[0])) if kind == "online" else []
-    return Sources(training=rows, heldout=heldout, rewards=rewards, model=model)
+    return Sources(training=rows, heldout=heldout, rewards=rewards)
 
 
 def _rewards(recipe: TextRecipe, columns: Sequence[str]) -> list[TextReward]:
