@@ -61,13 +61,15 @@ def find(path: Path) -> Adapter | None:
     """Read the LoRA at a path (its file, its folder, or a run with ``lora/``); None if there is another thing.
 
     Raises:
-        ModelError: if it is a LoRA of a kind that cannot be merged as W0 + s B A.
+        ModelError: if it is a LoRA of a kind that cannot be merged as W0 + s B A, or one without its s.
     """
     for folder in (path, path / "lora"):
         if (folder / _CONFIG).is_file():
             return _peft(folder)
         if (folder / LORA_FILE).is_file():
             return _diffusers(folder / LORA_FILE)
+        if (folder / _WEIGHTS).is_file():
+            raise _unscaled(folder / _WEIGHTS)
     if path.is_file() and path.suffix == ".safetensors":
         if path.name == _WEIGHTS and (path.parent / _CONFIG).is_file():
             return _peft(path.parent)
@@ -76,9 +78,18 @@ def find(path: Path) -> Adapter | None:
             raise ModelError(
                 f"{path} is a LoRA with kohya's names: give the {LORA_FILE} that was exported beside it"
             )
+        if any(".lora_A." in key and key.startswith(_PREFIXES[0]) for key in keys):
+            raise _unscaled(path)
         if any(".lora_A." in key or ".lora.down." in key for key in keys):
             return _diffusers(path)
     return None
+
+
+def _unscaled(file: Path) -> ModelError:
+    return ModelError(
+        f"{file} is a LoRA of peft, whose scale is in its {_CONFIG}, which is missing beside it: give a folder that "
+        f"holds both, as {_WEIGHTS} and {_CONFIG}"
+    )
 
 
 def merge(adapter: Adapter, base: Weights) -> Weights:

@@ -13,7 +13,7 @@ import torch
 from imgrl.analysis.figures import Layer, Settings
 from imgrl.analysis.measure import measure
 from imgrl.analysis.rotated import beside_rotated
-from imgrl.analysis.weights import Matrix, Weights, open_weights
+from imgrl.analysis.weights import Matrix, Weights, open_weights, tensors
 from imgrl.errors import ConfigError, ModelError
 
 __all__ = ["Pairing", "compare", "pair"]
@@ -139,13 +139,13 @@ def _check_shapes(before: Weights, after: Weights, base: Path, path: Path) -> No
         )
         more = "; …" if wrong[_SHOWN:] else ""
         raise ModelError(
-            f"{base} and {path} differ in the shape of {len(wrong)} tensors ({listed}{more}): "
+            f"{base} and {path} differ in the shape of {tensors(len(wrong))} ({listed}{more}): "
             "give two versions of one model"
         )
     mixed = [name for name in before if name in after and _is_float(before[name]) != _is_float(after[name])]
     if mixed:
         raise ModelError(
-            f"{base} and {path} store {len(mixed)} tensors in kinds of numbers that cannot be compared, such as "
+            f"{base} and {path} store {tensors(len(mixed))} in kinds of numbers that cannot be compared, such as "
             f"{mixed[0]} (one is quantised or whole numbers): save both in bfloat16 or float32"
         )
 
@@ -155,7 +155,7 @@ def _missing(before: Weights, after: Weights, base: Path, path: Path) -> list[st
     for one, other, name in ((before, after, base), (after, before, path)):
         alone = [key for key in one if key not in other]
         if alone:
-            notes.append(f"{len(alone)} tensors are in {name} only and are left out, such as {alone[0]}")
+            notes.append(f"{_are(alone)} in {name} only and left out, such as {alone[0]}")
     return notes
 
 
@@ -170,7 +170,7 @@ def _unread(before: Weights, names: Sequence[str]) -> dict[str, list[str]]:
 
 def _left_out(unread: Mapping[str, Sequence[str]]) -> list[str]:
     return [
-        f"{len(names)} tensors are stored as {kind}, which cannot be compared, and are left out, such as {names[0]}"
+        f"{_are(names)} stored as {kind}, which cannot be compared, and left out, such as {names[0]}"
         for kind, names in unread.items()
     ]
 
@@ -203,9 +203,13 @@ def _precisions(
         if differ:
             one, other = (_name(w[differ[0]].dtype) for w in (before, weights))
             notes.append(
-                f"{path} stores {len(differ)} tensors in {other} where BASE has {one}; both are rounded to bfloat16"
+                f"{path} stores {tensors(len(differ))} in {other} where BASE has {one}; both are rounded to bfloat16"
             )
     return notes
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{tensors(len(names))} {'is' if len(names) == 1 else 'are'}"
 
 
 def _is_float(matrix: Matrix) -> bool:

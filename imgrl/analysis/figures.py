@@ -63,7 +63,8 @@ class Change:
     exact: bool = True
     """Whether the drift is over all singular values rather than a lower estimate from the leading ones."""
     angles: dict[int, dict[str, list[float]]] = field(default_factory=dict)
-    """Principal angles in degrees, ascending, by k and side ("left" outputs, "right" inputs)."""
+    """Principal angles in degrees, ascending, by k and side ("left" outputs, "right" inputs); none on a side where k
+    takes in all directions."""
     noise_drift: float | None = None
     """Drift under Gaussian noise of the same Frobenius norm."""
     noise_angle: float | None = None

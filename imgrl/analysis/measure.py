@@ -53,13 +53,15 @@ def _moved(change: Change) -> bool:
 
 
 def _stand_still(change: Change, base: Matrix, settings: Settings) -> None:
-    """The figures of a matrix that did not change, which need no spectrum: all 0, and so are those of no noise."""
+    """The figures of a matrix that did not change, which need no spectrum: 0, and so are those of no noise."""
     change.drift = 0.0
     for k in settings.k:
-        still = [0.0] * min(k, *base.shape)
-        change.angles[k] = {"left": still, "right": list(still)}
+        n = min(k, *base.shape)
+        sides = zip(("left", "right"), base.shape, strict=True)
+        change.angles[k] = {side: [0.0] * n if n < size else [] for side, size in sides}
     if settings.control:
-        change.noise_drift = change.noise_angle = 0.0
+        change.noise_drift = 0.0
+        change.noise_angle = _largest(change.angles[settings.k[0]])
 
 
 def _first_pass(base: Matrix, tuned: Sequence[Matrix], layer: Layer) -> Tensor:
@@ -118,16 +120,22 @@ def _spectra(base: Matrix, tuned: Sequence[Matrix], layer: Layer, settings: Sett
                 with_noise(start, change.relative * norm, settings.seed), max(settings.k), **options
             )
             change.noise_drift = drift(before, noisy, norm)
-            turned = _angles(before, noisy, settings.k[0])
-            change.noise_angle = max((a for side in turned.values() for a in side), default=None)
+            change.noise_angle = _largest(_angles(before, noisy, settings.k[0]))
     return of_base(False)
 
 
 def _angles(before: Spectrum, after: Spectrum, k: int) -> dict[str, list[float]]:
+    """Principal angles by side; none where the directions are all there are, which leaves nothing to turn."""
     k = min(k, before.k, after.k)
-    left = angles(before.left[:, :k], after.left[:, :k])
-    right = angles(before.right[:, :k], after.right[:, :k])
-    return {"left": torch.rad2deg(left).tolist(), "right": torch.rad2deg(right).tolist()}
+    sides = {"left": (before.left, after.left), "right": (before.right, after.right)}
+    return {
+        side: torch.rad2deg(angles(one[:, :k], other[:, :k])).tolist() if k < one.shape[0] else []
+        for side, (one, other) in sides.items()
+    }
+
+
+def _largest(angles_of: dict[str, list[float]]) -> float | None:
+    return max((angle for side in angles_of.values() for angle in side), default=None)
 
 
 def _last_pass(

@@ -18,7 +18,7 @@ EXPLANATION = (
     "observed / magnitude-matched null, over_noise = observed / rounded Gaussian noise that changes as many weights. "
     "For the low mask the matched null equals the observation by construction, so read over_noise there. A ratio "
     "near 1 says that rounding and the sizes of the weights explain what is seen. noise_drift and noise_angle are "
-    "those of Gaussian noise of the update's size."
+    "those of Gaussian noise of the update's size. There is no angle where k takes in all directions of a matrix."
 )
 ROTATED = (
     "Beside the run from the rotated base: which weights both it and a run from the base changed. matched_null is what "

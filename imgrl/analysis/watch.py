@@ -53,7 +53,10 @@ class DriftWatch:
         self._settings = Settings(k=(k,), control=False, seed=seed)
 
     def measure(self) -> dict[str, float]:
-        """Means over the watched matrices: sparsity, relative update, spectral drift, largest angle in degrees."""
+        """Means over the watched matrices: sparsity, relative update, spectral drift, largest angle in degrees.
+
+        The last only over those of which k leaves out some directions, and not at all if there are none.
+        """
         sums: dict[str, list[float]] = {}
         for name in self._start:
             before = as_matrix(self._start[name].cpu(), name)
@@ -64,7 +67,7 @@ class DriftWatch:
                 "sparsity": 1 - change.changed / layer.parameters,
                 "relative_update": change.relative,
                 "spectral_drift": change.drift if change.changed or change.relative else 0.0,
-                "largest_angle": max(turned, default=0.0),
+                "largest_angle": max(turned, default=None),
             }
             for key, value in figures.items():
                 if value is not None:

@@ -14,13 +14,24 @@ from torch import Tensor
 
 from imgrl.errors import ModelError
 
-__all__ = ["BLOCK", "Matrix", "Weights", "as_matrix", "blocks", "index_file", "open_file", "open_weights"]
+__all__ = [
+    "BLOCK",
+    "Matrix",
+    "Weights",
+    "as_matrix",
+    "blocks",
+    "index_file",
+    "open_file",
+    "open_weights",
+    "tensors",
+]
 
 BLOCK = 1 << 20
 """Entries of a matrix in memory at once."""
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _KINDS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "I32": "int32"}
 _NETWORKS = ("transformer", "unet")  # the trained part of a diffusers pipeline
+_OF_A_RUN = ("model", "lora")  # where a run folder has what it trained
 _KERNEL = 16  # a 3-D tensor with a longer last side is a stack of matrices, not a 1-D convolution
 
 
@@ -118,6 +129,10 @@ def _open_model(path: Path) -> Weights:
         )
     if any(path.glob("*.bin")) or any(path.glob("*.pt")):
         raise ModelError(f"{path} holds pickled weights only: save the model again as safetensors")
+    if inside := [str(path / part) for part in _OF_A_RUN if (path / part).is_dir()]:
+        raise ModelError(
+            f"{path} itself holds no weights, as a run folder does not: give {' or '.join(inside)}"
+        )
     raise ModelError(
         f"{path} holds no weights: a *.safetensors file, sharded ones with their index.json, a diffusers pipeline, or "
         "a LoRA is expected there"
@@ -140,7 +155,7 @@ def _open_shards(index: Path) -> Weights:
     lost = sorted(name for name in table if name not in found and f"{name}[0]" not in found)
     if lost:
         raise ModelError(
-            f"{index.parent} lacks {len(lost)} tensors that its index names, the first is {lost[0]}"
+            f"{index.parent} lacks {tensors(len(lost))} that its index names, the first is {lost[0]}"
         )
     return found
 
@@ -149,16 +164,26 @@ def open_file(path: Path) -> Any:
     """Open a safetensors file.
 
     Raises:
-        ModelError: if it is broken, as a download that was cut short is.
+        ModelError: if it is broken, as a download that was cut short is, or another kind of file.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ModelError(
-            f"{path} is truncated or no safetensors file ({error}): copy or download it again"
-        ) from error
+        raise ModelError(f"{path} {_no_safetensors(path, error)}") from error
+
+
+def _no_safetensors(path: Path, error: Exception) -> str:
+    """Why a file is not read, and what to give instead, by what its name says it is."""
+    if path.suffix == ".safetensors":
+        return f"is truncated or no safetensors file ({error}): copy or download it again"
+    if path.suffix == ".json":
+        return f"holds settings and no weights: give the folder it lies in, {path.parent}"
+    return (
+        "is no safetensors file, and only those are read: load the model with the library that wrote it, transformers "
+        "or diffusers, save it with save_pretrained, and give that folder"
+    )
 
 
 def index_file(path: Path) -> dict[str, Matrix]:
@@ -206,3 +231,8 @@ def _stored(
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+
+
+def tensors(count: int) -> str:
+    """``1 tensor``, ``2 tensors``, for sentences."""
+    return f"{count} tensor{'' if count == 1 else 's'}"

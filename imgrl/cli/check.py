@@ -24,11 +24,22 @@ def check(
     show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Resolve a recipe, do its arithmetic, estimate memory, check prompts and rewards, and stop."""
+    """Resolve a recipe, do its arithmetic, estimate memory, check prompts and rewards, and stop.
+
+    A recipe for language models is told by its keys; of it, memory is not estimated.
+    """
     from imgrl.config import as_dict, dump, resolve
+    from imgrl.config.kinds import is_for_texts
+    from imgrl.config.tree import parse_file
+    from imgrl.resources import recipe_path
     from imgrl.training.checks import check_recipe
 
     name, overrides = split_arguments(arguments)
+    if name is not None and is_for_texts(parse_file(recipe_path(name))):
+        from imgrl.cli.check_lm import check_text_recipe
+
+        check_text_recipe(name, overrides, processes=processes, show=show, as_json=as_json)
+        return
     recipe = resolve(name, overrides, processes=processes)
     checked = check_recipe(recipe, processes=processes)
     report = {

@@ -145,10 +145,8 @@ def _print(report: dict[str, Any]) -> None:
         screen(stderr=True).print(note, markup=False)
     for i, name in enumerate(report["tuned"]):
         console.print(_layer_table(report, i, name))
-        if len(_matrices(report)) > _SHOWN:
-            console.print(
-                f"… {len(_matrices(report)) - _SHOWN} more matrices are in --json and --html", markup=False
-            )
+        if (more := len(_matrices(report)) - _SHOWN) > 0:
+            console.print(f"… {more} more in --json and --html", markup=False)
         _print_totals(console, report["totals"][i])
     for row in report["agreement"]:
         one, other = (run + 1 for run in row["runs"])
@@ -229,11 +227,12 @@ def _rotated_table(report: dict[str, Any], run: int, name: str) -> Any:
 
 
 def _print_totals(console: Any, total: dict[str, Any]) -> None:
+    measured = "1 measured matrix" if total["matrices"] == 1 else f"{total['matrices']} measured matrices"
     console.print(
         f"sparsity {_n(total['sparsity'])} of {total['parameters']:,} parameters ({_n(total['sparsity_of_matrices'])} "
-        f"of {total['matrices']} measured matrices), mean relative update {_n(total['relative_update'])}, "
+        f"of {measured}), mean relative update {_n(total['relative_update'])}, "
         f"drift {_n(total['drift'])} (noise of equal size {_n(total['noise_drift'])}), "
-        f"largest angle {_n(total['largest_angle'])}° ({_n(total['noise_angle'])}°)",
+        f"largest angle {_angle(total['largest_angle'])} ({_angle(total['noise_angle'])})",
         markup=False,
     )
     for o in total["overlaps"]:
@@ -243,6 +242,10 @@ def _print_totals(console: Any, total: dict[str, Any]) -> None:
             f"the update; nulls: {nulls}",
             markup=False,
         )
+
+
+def _angle(degrees: float | None) -> str:
+    return _n(degrees) if degrees is None else f"{_n(degrees)}°"
 
 
 def _n(value: float | None) -> str:

@@ -11,7 +11,7 @@ from imgrl.cli.common import AsJson, print_json
 from imgrl.cli.runs import Quiet, Resume, is_main, recipe_of_run
 from imgrl.errors import ConfigError
 
-__all__ = ["app"]
+__all__ = ["app", "require_trl"]
 
 app = typer.Typer(
     help="Post-train language models: the same anchors and objectives, on TRL.", no_args_is_help=True
@@ -34,12 +34,12 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Post-train a language model.
+    r"""Post-train a language model.
 
     Without arguments: the bundled tiny model on arithmetic that can be checked, which needs no download. Needs TRL:
-    `pip install 'imgrl[lm]'`. Ctrl-C finishes the step, saves and exits with code 130.
+    `pip install 'imgrl\[lm]'`. Ctrl-C finishes the step, saves and exits with code 130.
     """
-    _require_trl()
+    require_trl("imgrl lm train")
     from imgrl.config.text import DEFAULT_TEXT_RECIPE, resolve_text
     from imgrl.training.text.session import TextSession
 
@@ -90,9 +90,14 @@ def evaluate(
         typer.echo("  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
 
-def _require_trl() -> None:
+def require_trl(command: str) -> None:
+    """Say what is not installed, before anything else fails for it.
+
+    Raises:
+        ConfigError: naming the extra.
+    """
     import importlib.util
 
     missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"imgrl lm train needs {' and '.join(missing)}: run `pip install 'imgrl[lm]'`")
+        raise ConfigError(f"{command} needs {' and '.join(missing)}: run `pip install 'imgrl[lm]'`")

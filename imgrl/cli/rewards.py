@@ -36,7 +36,8 @@ def rewards(as_json: AsJson = False) -> None:
         table.add_row(name, entry.description, escape(_here(entry)), entry.weights, entry.licence)
     screen().print(table)
     screen().print(
-        "A reward of your own: use: path/file.py:function, called as function(images, prompts, **columns)."
+        "A reward of your own: use: path/file.py:function, called as function(images, prompts, **columns).\n"
+        "For language models it is called as function(completions, prompts, **columns)."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imgrl.config.build import build
+from imgrl.config.kinds import refuse_other_kind
 from imgrl.config.overrides import apply_overrides
 from imgrl.config.rewards import named_rewards
 from imgrl.config.tree import parse_file
@@ -29,7 +30,9 @@ def resolve(recipe: str | Path | None = None, overrides: Sequence[str] = (), *, 
     Raises:
         ConfigError: in one sentence, for anything that cannot run exactly as written. No number is adjusted.
     """
-    tree = parse_file(recipe_path(DEFAULT_RECIPE if recipe is None else recipe))
+    name = DEFAULT_RECIPE if recipe is None else recipe
+    tree = parse_file(recipe_path(name))
+    refuse_other_kind(tree, Recipe, str(name))
     resolved = build(Recipe, named_rewards(apply_overrides(tree, overrides)))
     check_batch(resolved, processes=processes)
     return resolved

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imgrl.config.build import build
+from imgrl.config.kinds import refuse_other_kind
 from imgrl.config.overrides import apply_overrides
 from imgrl.config.rewards import named_rewards
 from imgrl.config.tree import parse_file
@@ -26,7 +27,9 @@ def resolve_text(
     Raises:
         ConfigError: in one sentence, for anything that cannot run exactly as written.
     """
-    tree = parse_file(recipe_path(DEFAULT_TEXT_RECIPE if recipe is None else recipe))
+    name = DEFAULT_TEXT_RECIPE if recipe is None else recipe
+    tree = parse_file(recipe_path(name))
+    refuse_other_kind(tree, TextRecipe, str(name))
     resolved = build(TextRecipe, named_rewards(apply_overrides(tree, overrides)))
     check_text(resolved, processes=processes)
     return resolved

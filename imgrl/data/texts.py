@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from imgrl.data.conversations import SPOKEN, check_said, conversion
 from imgrl.errors import ConfigError
 
 __all__ = ["load_rows"]
 
-_SPOKEN = ("prompt", "completion", "chosen", "rejected")
-"""Columns in which a list is a conversation; in others it may be anything, empty as well."""
-
+_ROW = '{"prompt": "…", "answer": "…"}'
+_SMALL = 1 << 20  # bytes; no larger file is looked through for being blank
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def load_rows(source: str, *, count: int, seed: int = 0, needs: Collection[str]) -> list[dict[str, Any]]:
+def load_rows(
+    source: str, *, count: int, seed: int = 0, needs: Collection[str], spoken: Collection[str] = SPOKEN
+) -> list[dict[str, Any]]:
     """Rows with at least the columns ``needs``.
 
     Args:
@@ -24,6 +28,8 @@ def load_rows(source: str, *, count: int, seed: int = 0, needs: Collection[str])
         count: how many built-in problems, or at most how many rows of a file.
         seed: of the built-in problems.
         needs: columns that must be there and must not be empty.
+        spoken: those of them that must be texts or conversations, all of one kind; in others a list may be anything,
+            empty as well.
 
     Raises:
         ConfigError: in one sentence, with the row where there is one.
@@ -39,13 +45,22 @@ def load_rows(source: str, *, count: int, seed: int = 0, needs: Collection[str])
         for column in needs:
             if column not in row:
                 raise ConfigError(
-                    f"{source} has no column {column!r} in row {number}; it has {', '.join(row)}"
+                    f"{source} has no column {column!r} in row {number}; it has {', '.join(row)}{_instead(row, needs)}"
                 )
-            if _empty(row[column], spoken=column in _SPOKEN):
+            if _empty(row[column], spoken=column in spoken):
                 raise ConfigError(
                     f"{source} has an empty {column!r} in row {number}; fill it or drop the row"
                 )
+    check_said(source, rows, [column for column in SPOKEN if column in needs and column in spoken])
     return rows
+
+
+def _instead(row: Mapping[str, Any], needs: Collection[str]) -> str:
+    """Which columns a row needs, and how those it has become them."""
+    told = conversion(row, needs)
+    wanted = sorted(needs, key=lambda name: SPOKEN.index(name) if name in SPOKEN else len(SPOKEN))
+    listed = " and ".join([", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted)
+    return f", but rows need {listed}{f': {told}' if told else ''}"
 
 
 def _empty(value: Any, *, spoken: bool) -> bool:
@@ -93,8 +108,42 @@ def _file(path: Path) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
     try:
-        data: Any = load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
+        with _quiet():
+            data: Any = load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
         return list(data)
     except Exception as error:  # one library, many parsers, each with errors of its own
-        cause = error.__cause__ or error
+        if path.stat().st_size < _SMALL and not path.read_bytes().strip():
+            return []
+        cause = (_broken_line(path) if path.suffix == ".jsonl" else None) or error.__cause__ or error
         raise ConfigError(f"{path} cannot be read as {_READERS[path.suffix]}: {cause}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what ``datasets`` logs of a file before it raises the same."""
+    from datasets.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _broken_line(path: Path) -> str | None:
+    """The first line that is no JSON object; the library counts rows from where it began to read."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                value = json.loads(line) if line.strip() else {}
+            except ValueError as error:  # also of bytes that are no UTF-8
+                why = (
+                    f"{error.msg} at character {error.colno}"
+                    if isinstance(error, json.JSONDecodeError)
+                    else error
+                )
+                return f"line {number} is no JSON ({why}); one object a line is expected, such as {_ROW}"
+            if not isinstance(value, dict):
+                return f"line {number} is no JSON object; one a line is expected, such as {_ROW}"
+    return None

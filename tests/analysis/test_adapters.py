@@ -207,6 +207,16 @@ def test_incomplete_adapters_are_refused(base, tmp_path):
         open_weights(tmp_path / "lora", stored)
 
 
+@pytest.mark.parametrize("given", ["lora", "lora/adapter_model.safetensors", "other.safetensors", "."])
+def test_an_adapter_without_its_settings_is_refused(base, tmp_path, given):
+    """Its scale is unknown: 1 would be a guess."""
+    adapted(base(), tmp_path / "lora", r=4, target_modules=["one"])
+    (tmp_path / "lora" / "adapter_config.json").unlink()
+    save_file(load_file(tmp_path / "lora" / "adapter_model.safetensors"), tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=r"scale is in its adapter_config.json, which is missing beside it"):
+        open_weights(tmp_path / given, open_weights(tmp_path / "base.safetensors"))
+
+
 @pytest.mark.parametrize("text", ['{"r": 4, "peft', "[4]", b"\xff\xfe{}"], ids=["cut", "list", "bytes"])
 def test_damaged_settings_of_an_adapter_are_refused(text, base, tmp_path):
     base()

@@ -54,8 +54,8 @@ def test_weights_that_cannot_be_compared_are_named_and_buffers_are_not(tmp_path)
     ids = {"position_ids": torch.arange(16)[None], "index": torch.ones(4, 4, dtype=torch.int64)}
     base = saved("base.safetensors", narrow | packed | ids | {"embed": torch.randn(12, 10)})
     assert pair(base, [base]).notes == (
-        "2 tensors are stored as float8_e4m3fn, which cannot be compared, and are left out, such as a",
-        "1 tensors are stored as uint8, which cannot be compared, and are left out, such as packed",
+        "2 tensors are stored as float8_e4m3fn, which cannot be compared, and left out, such as a",
+        "1 tensor is stored as uint8, which cannot be compared, and left out, such as packed",
     )
     assert pair(base, [base], "embed").notes == ()
     with pytest.raises(

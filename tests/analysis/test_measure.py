@@ -37,11 +37,32 @@ def test_the_same_weights_have_no_drift_and_no_angles_whatever_stands_beside_the
     same, other = measured(before, before, after, k=(8, 100)).changes
     for change in (alone, same):
         assert (change.changed, change.drift, change.exact) == (0, 0, True)
-        assert change.angles == {k: {"left": [0] * n, "right": [0] * n} for k, n in ((8, 8), (100, 64))}
+        assert change.angles == {k: {"left": [0] * n, "right": [0] * n} for k, n in ((8, 8), (100, 0))}
         assert (change.noise_drift, change.noise_angle) == (0, 0)
     (uncontrolled,) = measured(before, before, control=False).changes
     assert (uncontrolled.noise_drift, uncontrolled.noise_angle) == (None, None)
     assert other.changed > 0 and other.drift > 0 and max(other.angles[8]["left"]) > 1e-3
+
+
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "k", "left", "right"),
+    [
+        ((32, 32), 64, 0, 0),
+        ((32, 32), 32, 0, 0),
+        ((32, 32), 31, 31, 31),
+        ((48, 32), 64, 32, 0),
+        ((32, 48), 32, 0, 32),
+    ],
+)
+def test_all_directions_of_a_side_have_no_angle(shape, k, left, right, moved):
+    before = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    after = before + 0.1 * moved * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    change = measured(before, after, k=(k,)).changes[0]
+    assert {side: len(found) for side, found in change.angles[k].items()} == {"left": left, "right": right}
+    assert (change.noise_angle is None) == (left + right == 0)
+    if moved:
+        assert all(max(found) > 0.1 for found in change.angles[k].values() if found)
 
 
 def test_rounding_alone_avoids_the_principal_mask_and_seeks_small_weights():
@@ -178,12 +199,13 @@ def test_that_bound_is_reached_by_a_small_step_of_an_even_policy():
 
 
 def test_several_k_and_alpha_and_their_clipping():
-    before, (after,) = stored_pair(48, 1e-3)
+    square, (noisy,) = stored_pair(48, 1e-3)
+    before, after = square[:, :40], noisy[:, :40]
     change = measured(before, after, k=(32, 256), alpha=(0.1, 0.5)).changes[0]
     assert {(each.k, each.alpha) for each in change.overlaps} == {
         (k, alpha) for k in (32, 256) for alpha in (0.1, 0.5)
     }
-    assert [len(change.angles[k]["left"]) for k in (32, 256)] == [32, 48]
+    assert [len(change.angles[k]["left"]) for k in (32, 256)] == [32, 40]
 
 
 def test_rows_columns_and_consensus_by_hand():

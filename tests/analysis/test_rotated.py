@@ -135,7 +135,7 @@ def test_pairs_that_do_not_belong_are_refused(report):
     plain = {"w": torch.ones(4, 4), "u": torch.ones(4, 4)}
     for other in ("rotated", "rotated_tuned"):
         whole = dict.fromkeys(("base", "tuned", "rotated", "rotated_tuned"), plain)
-        with pytest.raises(ModelError, match="differ in the shape of 1 tensors .w is .4, 4. and .4, 3."):
+        with pytest.raises(ModelError, match="differ in the shape of 1 tensor .w is .4, 4. and .4, 3."):
             report(**whole | {other: plain | {"w": torch.ones(4, 3)}})
         with pytest.raises(
             ModelError, match=f"{other}.safetensors lacks 1 of the tensors compared, such as u"

@@ -33,6 +33,19 @@ def test_scaled_weights_drift_by_their_factor_and_do_not_rotate():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("wide", "told"), [(24, False), (30, True)])
+def test_only_matrices_that_can_turn_count_for_the_angle(wide, told):
+    """Of the square ones k takes in all directions; the mean is that of the others alone."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, wide))
+    watches = [DriftWatch(part.named_parameters(), k=64) for part in (network, network[1])]
+    for parameter in network.parameters():
+        parameter.add_(torch.randn_like(parameter) / 100)
+    both, own = (watch.measure().get("weights/largest_angle") for watch in watches)
+    assert both == own and (own is not None and own > 0.1) == told
+
+
+@torch.no_grad()
 def test_few_matrices_spread_over_the_model_are_watched():
     network = model()
     watch = DriftWatch(network.named_parameters(), most=4, k=4)

@@ -79,6 +79,14 @@ def test_a_truncated_file_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"x.safetensors is truncated or no safetensors file"):
         open_weights(file)
+    renamed = file.rename(tmp_path / "x.bin")
+    with pytest.raises(
+        ModelError, match="x.bin is no safetensors file, and only those are read: .* save_pretrained"
+    ):
+        open_weights(renamed)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"config.json holds settings and no weights: give .*, {tmp_path}$"):
+        open_weights(tmp_path / "config.json")
     file.write_bytes(b"")
     with pytest.raises(ModelError, match="truncated"):
         open_weights(file)
@@ -104,7 +112,16 @@ def test_broken_folders_are_refused(llama, tmp_path):
     with pytest.raises(ModelError, match="c.safetensors is missing"):
         open_weights(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "a.safetensors", "c": "b.safetensors"}}))
-    with pytest.raises(ModelError, match="lacks 1 tensors that its index names, the first is c"):
+    with pytest.raises(ModelError, match="lacks 1 tensor that its index names, the first is c"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["model", "lora"])
+def test_a_run_folder_is_told_where_its_weights_are(tmp_path, part):
+    (tmp_path / part).mkdir()
+    with pytest.raises(
+        ModelError, match=f"itself holds no weights, as a run folder does not: give {tmp_path / part}$"
+    ):
         open_weights(tmp_path)
 
 

@@ -97,6 +97,28 @@ def test_without_matplotlib_a_page_is_refused_before_work(refused, saved, monkey
     )
 
 
+def test_a_matrix_of_which_k_takes_in_all_directions_has_no_angle(imgrl, tmp_path):
+    """Shown as a dash, and no part of the mean over the matrices."""
+    pytest.importorskip("matplotlib")
+    small, large = torch.randn(32, 32), torch.randn(96, 96)
+    found = []
+    for name, before in (
+        ("both", {"a": small, "b": large}),
+        ("large", {"b": large}),
+        ("small", {"a": small}),
+    ):
+        save_file(before, tmp_path / "x.safetensors")
+        save_file({key: t + 0.1 * t.roll(1) for key, t in before.items()}, tmp_path / "y.safetensors")
+        options = ("--json", f"{name}.json", "--html", f"{name}.html")
+        result = imgrl("diagnose", "x.safetensors", "y.safetensors", *options)
+        assert result.exit_code == 0, result.output
+        found.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    both, large, small = (report["totals"][0] for report in found)
+    assert both["largest_angle"] == large["largest_angle"] > 1 and both["noise_angle"] == large["noise_angle"]
+    assert small["largest_angle"] is small["noise_angle"] is None
+    assert "of 1 measured matrix)" in result.stdout and "largest angle – (–)" in result.stdout
+
+
 @pytest.mark.parametrize(("pattern", "count"), [("attn", 2), ("*.ff.weight", 2), ("layers.2.*", 1)])
 def test_layers_are_chosen_by_name(imgrl, saved, tmp_path, pattern, count):
     files = ("base.safetensors", "run1.safetensors")
@@ -158,7 +180,7 @@ def test_tensors_that_only_one_has_are_reported(imgrl, saved, tmp_path):
     save_file(weights(extra=torch.ones(4, 4)), tmp_path / "more.safetensors")
     result = imgrl("diagnose", "base.safetensors", "more.safetensors")
     assert result.exit_code == 0, result.output
-    assert "1 tensors are in more.safetensors only and are left out, such as extra" in result.stderr
+    assert "1 tensor is in more.safetensors only and left out, such as extra" in result.stderr
 
 
 def test_bad_checkpoints_are_refused(refused, saved, tmp_path):
@@ -169,6 +191,8 @@ def test_bad_checkpoints_are_refused(refused, saved, tmp_path):
     shaped = {"layers.2.ff.weight": torch.ones(SIZE, 2), "layers.10.ff.weight": torch.ones(3, SIZE)}
     said = against(weights(**shaped))
     assert "differ in the shape of 2 tensors" in said and "layers.2.ff.weight is [96, 96] and [96, 2]" in said
+    one = weights(**{"layers.2.ff.weight": torch.ones(SIZE, 2)})
+    assert "differ in the shape of 1 tensor (layers.2.ff.weight is" in against(one)
     assert "have no matrix in common" in against({"other": torch.ones(4, 4)})
     assert "have no matrix in common" in against({"norm.weight": torch.ones(SIZE)})
     whole = {"layers.2.ff.weight": torch.ones(SIZE, SIZE, dtype=torch.int8)}
@@ -218,7 +242,7 @@ def test_a_rotated_pair_that_does_not_fit_is_refused(refused, saved, tmp_path):
             "diagnose", "base.safetensors", "run1.safetensors", "--rotated", "bad.safetensors", run
         )
 
-    assert "differ in the shape of 1 tensors (layers.2.ff.weight is [96, 96] and [3, 96])" in beside(
+    assert "differ in the shape of 1 tensor (layers.2.ff.weight is [96, 96] and [3, 96])" in beside(
         weights(**{"layers.2.ff.weight": torch.ones(3, SIZE)})
     )
     rest = {name: t for name, t in weights().items() if "ff" not in name}

@@ -15,6 +15,9 @@ def test_rewards_lists_every_built_in(imgrl):
     for name, entry in REWARDS.items():
         assert name in text
         assert entries[name]["factory"] == entry.factory
+    assert (
+        "function(images, prompts, **columns)" in text and "function(completions, prompts, **columns)" in text
+    )
 
 
 def test_rewards_tells_what_is_not_downloaded(imgrl, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Exit codes and the shape of errors."""
 
+import re
+
 import typer
 from typer.testing import CliRunner
 
@@ -36,6 +38,20 @@ def test_version(imgrl):
 def test_every_command_has_help():
     for command in COMMANDS:
         assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0, command
+
+
+def test_help_keeps_what_looks_like_markup(monkeypatch):
+    """Every piece of code in a command's description, `pip install 'imgrl[lm]'` among them, is printed as written."""
+    monkeypatch.setenv("COLUMNS", "400")
+    for command in (*COMMANDS, "lm train", "lm eval", "style", "rotate"):
+        found = typer.main.get_command(app)
+        for name in command.split():
+            found = found.commands[name]
+        shown = " ".join(CliRunner().invoke(app, [*command.split(), "--help"]).stdout.split())
+        written = " ".join((found.callback.__doc__ or "").replace("\\[", "[").split())
+        for code in re.findall("`[^`]+`", written):
+            assert code in shown, (command, code)
+    assert "`pip install 'imgrl[lm]'`" in CliRunner().invoke(app, ["lm", "train", "--help"]).stdout
 
 
 def test_an_unknown_command_is_a_usage_error(imgrl):

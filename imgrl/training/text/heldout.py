@@ -23,7 +23,7 @@ from imgrl.training.text.rewarding import judge, reward_of
 from imgrl.training.text.scoring import live_fields
 from imgrl.types import Prompt
 
-__all__ = ["HeldOut"]
+__all__ = ["HeldOut", "problems"]
 
 
 class HeldOut:
@@ -31,13 +31,7 @@ class HeldOut:
 
     def __init__(self, spec: TextEvaluation, tokenizer: Any, *, max_tokens: int) -> None:
         self.spec, self.tokenizer, self.max_tokens = spec, tokenizer, max_tokens
-        if spec.temperature == 0 and spec.samples > 1:
-            raise ConfigError(
-                f"evaluation.temperature=0 gives the same completion {spec.samples} times: set evaluation.samples=1"
-            )
-        self.verifier = _verifier(spec.verifier)
-        needs = {"prompt", *self.verifier.required}
-        self.rows = load_rows(spec.prompts, count=spec.limit, needs=needs)
+        self.verifier, self.rows = problems(spec)
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
         self.texts, self.templated = as_texts([row["prompt"] for row in self.rows], tokenizer, spec.prompts)
         self.base: WeightCopy | None = None
@@ -151,3 +145,19 @@ def _verifier(given: str | RewardSpec) -> Reward:
             "problems; leave weight, heldout_only and batch out"
         )
     return reward_of(spec.use if isinstance(spec.use, str) else "verifier", spec)
+
+
+def problems(spec: TextEvaluation) -> tuple[Reward, list[dict[str, Any]]]:
+    """The verifier and the held-out problems, which have the columns it asks for.
+
+    Raises:
+        ConfigError: if the settings contradict each other, or there are no such problems.
+        RewardError: if there is no such verifier.
+    """
+    if spec.temperature == 0 and spec.samples > 1:
+        raise ConfigError(
+            f"evaluation.temperature=0 gives the same completion {spec.samples} times: set evaluation.samples=1"
+        )
+    verifier = _verifier(spec.verifier)
+    needs = {"prompt", *verifier.required}
+    return verifier, load_rows(spec.prompts, count=spec.limit, needs=needs, spoken=("prompt",))

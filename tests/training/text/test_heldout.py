@@ -100,10 +100,10 @@ def test_conversations_are_read_through_the_tokenizers_chat_template(lm, tmp_pat
 
 def test_a_prompt_that_the_chat_template_cannot_read_is_refused(lm, tmp_path):
     file = tmp_path / "odd.jsonl"
-    file.write_text(json.dumps({"prompt": [{"text": "hello"}], "answer": "1"}))
+    file.write_text(json.dumps({"prompt": [{"role": "narrator", "content": "hello"}], "answer": "1"}))
     _, tokenizer = load_model(TextModel(path=str(lm)))
-    tokenizer.chat_template = "{{ raise_exception('no role') if messages[0].role is not defined else '' }}"
-    with pytest.raises(ConfigError, match="chat template cannot read .no role.*list of messages"):
+    tokenizer.chat_template = "{{ raise_exception('no such role') if messages[0].role != 'user' else '' }}"
+    with pytest.raises(ConfigError, match="chat template cannot read .no such role.*list of messages"):
         HeldOut(TextEvaluation(prompts=str(file), verifier="exact"), tokenizer, max_tokens=6)
 
 
