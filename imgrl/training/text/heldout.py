@@ -29,9 +29,17 @@ __all__ = ["HeldOut", "problems"]
 class HeldOut:
     """Held-out problems with their verifier."""
 
-    def __init__(self, spec: TextEvaluation, tokenizer: Any, *, max_tokens: int) -> None:
+    def __init__(
+        self,
+        spec: TextEvaluation,
+        tokenizer: Any,
+        *,
+        max_tokens: int,
+        found: tuple[Reward, list[dict[str, Any]]] | None = None,
+    ) -> None:
+        """``found`` is what ``problems`` gave, if it was asked before."""
         self.spec, self.tokenizer, self.max_tokens = spec, tokenizer, max_tokens
-        self.verifier, self.rows = problems(spec)
+        self.verifier, self.rows = problems(spec) if found is None else found
         self.columns = self.verifier.passed_columns(set(self.rows[0]) - {"prompt"})
         self.texts, self.templated = as_texts([row["prompt"] for row in self.rows], tokenizer, spec.prompts)
         self.base: WeightCopy | None = None

@@ -9,7 +9,9 @@ from imgrl.errors import ConfigError, ModelError
 from imgrl.recipe_text import TextModel
 from imgrl.resources import model_path
 
-__all__ = ["is_adapter", "load_model", "load_teacher", "require_same_outputs"]
+__all__ = ["is_adapter", "load_model", "load_teacher", "place_of", "require_same_outputs"]
+
+_BUNDLED = "tiny-lm"
 
 
 def load_model(spec: TextModel) -> tuple[Any, Any]:
@@ -18,7 +20,7 @@ def load_model(spec: TextModel) -> tuple[Any, Any]:
     Raises:
         ModelError: in one sentence, if either cannot be loaded or the tokenizer has no end of text.
     """
-    place = _place_of(spec.path)
+    place = place_of(spec.path)
     model, tokenizer = _load(place), _tokenizer(place)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"The tokenizer of {spec.path} has no end-of-text token, which generation needs.")
@@ -34,7 +36,7 @@ def load_teacher(spec: TextModel, tokenizer: Any) -> Any:
         ConfigError: if its tokenizer is not the student's: log-probabilities of tokens could not be compared.
     """
     assert spec.teacher is not None
-    place = _place_of(spec.teacher)
+    place = place_of(spec.teacher)
     other = _tokenizer(place)
     if other.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
@@ -46,20 +48,25 @@ def load_teacher(spec: TextModel, tokenizer: Any) -> Any:
 
 def is_adapter(path: str) -> bool:
     """Whether a model is a LoRA, or another of peft's adapters, on a model that lies elsewhere."""
-    return _base_of(_place_of(path)) is not None
+    return _base_of(place_of(path)) is not None
 
 
-def _place_of(path: str) -> str:
+def place_of(path: str) -> str:
     """A folder as given, a bundled model by its name, else a hub name.
 
     Raises:
-        ModelError: if it reads like a folder and is none.
+        ModelError: if it reads like a folder, or like the bundled model's name, and is neither.
     """
+    import difflib
+
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise ModelError(
             f"There is no folder {path}; give one that holds a transformers model, or a hub name like owner/model."
         )
-    return str(model_path(path))
+    found = str(model_path(path))
+    if found == path and not Path(path).is_dir() and difflib.get_close_matches(path, [_BUNDLED], cutoff=0.7):
+        raise ModelError(f"There is no model {path!r}; did you mean {_BUNDLED!r}, the bundled one?")
+    return found
 
 
 def _base_of(place: str) -> str | None:

@@ -20,11 +20,11 @@ from imgrl.training.lasting import require_same_settings
 from imgrl.training.run_folder import holds_results, open_folder, read_json, replace, write_json
 from imgrl.training.text import checkpoints
 from imgrl.training.text.building import build
-from imgrl.training.text.checks import check_text
 from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
 from imgrl.training.text.quiet import hush
 from imgrl.training.text.rescue import save_last_step
+from imgrl.training.text.sources import check_sources
 from imgrl.training.tracking import Metrics, environment
 
 if TYPE_CHECKING:
@@ -97,12 +97,10 @@ class TextSession:
         from imgrl.training.text.watch import Watch
 
         recipe, folder = self.recipe, self.folder
-        check_text(recipe, processes=launch.processes())  # made in Python, nobody asked
         launch.refuse_sharded_weights(os.environ, command="imgrl lm train")
         launch.refuse_what_launchers_undo(os.environ, recipe.model)
-        if recipe.generation.vllm is not None:
-            launch.refuse_missing_vllm()
         hush()
+        found = check_sources(recipe, processes=launch.processes())  # made in Python, nobody asked
         if not resume and holds_results(folder):
             raise ConfigError(
                 f"{folder} already holds a run; continue it with `imgrl lm train --resume {folder}`, or choose "
@@ -112,16 +110,22 @@ class TextSession:
         set_seed(recipe.run.seed)
         model, tokenizer = load_model(recipe.model)
         teacher = load_teacher(recipe.model, tokenizer) if recipe.model.teacher else None
-        heldout = HeldOut(recipe.evaluation, tokenizer, max_tokens=recipe.generation.max_tokens)
+        heldout = HeldOut(
+            recipe.evaluation,
+            tokenizer,
+            max_tokens=recipe.generation.max_tokens,
+            found=(found.verifier, found.heldout),
+        )
         heldout.require_room(model)
-        built = build(recipe, folder, model=model, tokenizer=tokenizer, teacher=teacher)
-        trainer, self.rewards = built.trainer, built.rewards
+        trainer = build(recipe, found, folder, model=model, tokenizer=tokenizer, teacher=teacher)
+        self.rewards = found.rewards
         self.world = World(trainer.accelerator)
         self.metrics = Metrics(folder, self.world)
         self._describe()
-        if built.left_out:
+        left_out = 0 if found.rewards else len(found.training) - len(trainer.train_dataset)
+        if left_out:
             self.tell(
-                f"{built.left_out} training rows are left out: the prompt alone fills data.max_tokens="
+                f"{left_out} training rows are left out: the prompt alone fills data.max_tokens="
                 f"{recipe.data.max_tokens}"
             )
         # From the weights before training, also where a run is resumed.
