@@ -204,7 +204,8 @@ class TextSession:
         )
         self.keep("summary.json", summary.as_dict())
         self.tell(
-            f"held-out pass@1 after {step} steps: {after['pass@1']:.3f} (before: {before['pass@1']:.3f})"
+            f"held-out pass@1 after {step} {'step' if step == 1 else 'steps'}: {after['pass@1']:.3f} "
+            f"(before: {before['pass@1']:.3f})"
         )
         return summary
 
