@@ -97,8 +97,8 @@ class TextData:
     """The built-in problems, or a .jsonl, .json, .csv or .parquet file. Supervised objectives read the columns
     ``prompt`` and ``completion``, preferences ``prompt``, ``chosen`` and ``rejected``, online ones ``prompt`` and
     whatever columns their rewards ask for."""
-    count: Positive = 4096
-    """How many of the built-in problems."""
+    count: Positive | None = None
+    """How many rows, the first ones of a file; None takes 4096 of the built-in problems and all of a file."""
     max_tokens: Positive = 512
     """Longest sequence of supervised training and of preferences; longer ones are cut. Rows whose prompt alone fills
     it are left out, and the run says how many."""

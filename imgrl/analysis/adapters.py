@@ -112,6 +112,11 @@ def merge(adapter: Adapter, base: Weights) -> Weights:
 
 
 def _peft(folder: Path) -> Adapter:
+    facts = folder / "anchors.json"  # of a checkpoint of ours, which may say that its LoRA is masked
+    if facts.is_file() and _table(facts.read_bytes(), str(facts)).get("merge"):
+        raise ModelError(
+            f"{folder} holds a LoRA that is not all its run changed: give the model/ that it wrote"
+        )
     config = _table((folder / _CONFIG).read_bytes(), str(folder / _CONFIG))
     kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
     if kind != "LORA" or config.get("use_dora"):

@@ -132,7 +132,7 @@ def _beside_noise(axis: Any, report: dict[str, Any], key: str, noise: str, label
 
 
 def _angles(axis: Any, report: dict[str, Any]) -> bool:
-    if not _matrices(report):
+    if not any(run["largest_angle"] is not None for layer in _matrices(report) for run in layer["runs"]):
         return False
     layer = max(_matrices(report), key=lambda layer: max(run["largest_angle"] or 0 for run in layer["runs"]))
     for i, run in enumerate(layer["runs"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from imgrl.config.tree import Node
@@ -20,7 +21,7 @@ def is_for_texts(tree: Node) -> bool:
 
     It is for those that know more of its keys; what both know as well is for images.
     """
-    return len(_strangers(TextRecipe, tree)) < len(_strangers(Recipe, tree))
+    return _is_other(_strangers(Recipe, tree), _strangers(TextRecipe, tree))
 
 
 def refuse_other_kind(tree: Node, kind: type[Recipe] | type[TextRecipe], name: str) -> None:
@@ -38,12 +39,21 @@ def refuse_other_kind(tree: Node, kind: type[Recipe] | type[TextRecipe], name: s
     if kind is Recipe:
         other, what, command = (TextRecipe, "language models", "imgrl lm train")
     unknown = _strangers(kind, tree)
-    if len(unknown) > len(_strangers(other, tree)):
+    if _is_other(unknown, _strangers(other, tree)):
         more = ", …" if unknown[_SHOWN:] else ""
+        file = Path(name)
+        of_a_run = file.name == "config.yaml" and (file.parent / "metrics.jsonl").is_file()
+        given = f"--resume {file.parent}" if of_a_run else name
         raise ConfigError(
             f"recipe {name!r} is one for {what}, as its keys say ({', '.join(unknown[:_SHOWN])}{more}), which this "
-            f"command does not take; `{command} {name}` runs it"
+            f"command does not take; `{command} {given}` runs it"
         )
+
+
+def _is_other(unknown: list[str], to_other: list[str]) -> bool:
+    """Whether unknown keys say so; one within a section is more likely a slip."""
+    slip = len(unknown) == 1 and "." in unknown[0] and not unknown[0].endswith(".name")
+    return len(unknown) > len(to_other) and not slip
 
 
 def _strangers(kind: Any, node: Node, path: str = "") -> list[str]:

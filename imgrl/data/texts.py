@@ -14,18 +14,19 @@ from imgrl.errors import ConfigError
 __all__ = ["load_rows"]
 
 _ROW = '{"prompt": "…", "answer": "…"}'
+_BUILT_IN = 4096  # problems where no number is given
 _SMALL = 1 << 20  # bytes; no larger file is looked through for being blank
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def load_rows(
-    source: str, *, count: int, seed: int = 0, needs: Collection[str], spoken: Collection[str] = SPOKEN
+    source: str, *, count: int | None, seed: int = 0, needs: Collection[str], spoken: Collection[str] = SPOKEN
 ) -> list[dict[str, Any]]:
     """Rows with at least the columns ``needs``.
 
     Args:
         source: ``arithmetic:train``, ``arithmetic:heldout``, or a .jsonl, .json, .csv or .parquet file.
-        count: how many built-in problems, or at most how many rows of a file.
+        count: how many built-in problems, or at most how many rows of a file; None is 4096 and all.
         seed: of the built-in problems.
         needs: columns that must be there and must not be empty.
         spoken: those of them that must be texts or conversations, all of one kind; in others a list may be anything,
@@ -36,7 +37,7 @@ def load_rows(
     """
     name, _, split = source.partition(":")
     if name == "arithmetic":
-        rows = _arithmetic(split, count, seed)
+        rows = _arithmetic(split, _BUILT_IN if count is None else count, seed)
     else:
         rows = _file(Path(source))[:count]
     if not rows:

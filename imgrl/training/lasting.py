@@ -38,7 +38,7 @@ def require_same_settings(saved: Path, recipe: Any, *, until: str) -> None:
         return
     told = ", ".join(f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)" for key in keys[:3])
     raise CheckpointError(
-        f"{saved.parent} was trained with other settings than the recipe given now: {told}; only run.dir, {until}, "
+        f"{saved.parent} was trained with other settings than the recipe given now: {told}; only {until}, "
         "run.minutes, tracking and checkpoint may change on resume, so start a new run for new settings."
     )
 

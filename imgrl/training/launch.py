@@ -56,8 +56,9 @@ def refuse_what_launchers_undo(environment: Mapping[str, str], model: TextModel)
     """Refuse a launch that would undo a setting of the recipe without a word.
 
     Past ``model.mask`` DeepSpeed at any stage puts an optimiser on flat weights of its own, and FSDP other parameters
-    in the place of those that were masked. PiSSA takes a part off the stored weights: FSDP has sharded them when a
-    resumed run wants the part taken off that it began with.
+    in the place of those that were masked; a LoRA's mask would hold under the former, which nobody has tried. PiSSA
+    takes a part off the stored weights: FSDP has sharded them when a resumed run wants the part taken off that it began
+    with.
 
     Args:
         environment: as ``accelerate launch`` leaves it.
@@ -69,7 +70,7 @@ def refuse_what_launchers_undo(environment: Mapping[str, str], model: TextModel)
     by = "DeepSpeed" if _deepspeed(environment) else "FSDP" if _fsdp(environment) else None
     if by is not None and model.mask is not None:
         raise ConfigError(
-            f"This launch uses {by}, whose optimiser does not see model.mask: launch with plain data parallelism, "
+            f"This launch uses {by}, which model.mask does not go along with: launch with plain data parallelism, "
             "or leave the key out."
         )
     if by == "FSDP" and model.train == "lora" and model.lora.init == "pissa":

@@ -202,3 +202,11 @@ def test_the_broken_line_is_counted_as_in_the_file(tmp_path, capfd, line, why):
     with pytest.raises(ConfigError, match=f"rows.jsonl cannot be read as json: {why}"):
         load_rows(str(file), count=1, needs=("prompt",))
     assert "Failed to load" not in capfd.readouterr().err
+
+
+def test_a_file_is_read_whole_unless_a_number_is_given(tmp_path):
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps({"prompt": str(i)}) + "\n" for i in range(5000)))
+    assert len(load_rows(str(file), count=None, needs=("prompt",))) == 5000
+    assert len(load_rows(str(file), count=7, needs=("prompt",))) == 7
+    assert len(load_rows("arithmetic:train", count=None, needs=("prompt",))) == 4096

@@ -89,7 +89,9 @@ def test_what_a_launcher_would_undo_is_refused(kind, tmp_path, monkeypatch):
         given = [f"run.dir={tmp_path / name}", f"model.path={tmp_path}/nowhere", *more]
         return resolve_text("tiny-lm/grpo", given)
 
-    with pytest.raises(ConfigError, match=rf"{kind}, .* does not see model\.mask.*plain data parallelism"):
+    with pytest.raises(
+        ConfigError, match=rf"{kind}, .* model\.mask does not go along with.*plain data parallelism"
+    ):
         TextSession(recipe("masked", "model.mask=low")).train()
     pissa = TextSession(recipe("pissa", "model.train=lora", "model.lora.init=pissa"))
     with pytest.raises(ConfigError if kind == "FSDP" else ModelError, match="init=pissa|/nowhere"):

@@ -54,13 +54,13 @@ class AnchorFiles:
         self.objective, self.scale, self.merge, self.keep = objective, scale, merge, keep
         self.elapsed: Callable[[], float] = lambda: 0.0
         """Seconds the run has trained, to be kept with its checkpoints."""
-        with_adapter = mask is not None and kwargs.get("peft_config") is not None
-        before = matrices(kwargs["model"]) if with_adapter else {}
+        masks_adapter = mask is not None and kwargs.get("peft_config") is not None
+        before = matrices(kwargs["model"]) if masks_adapter else {}
         super().__init__(*args, **kwargs)
         trainer: Any = self
         # From the weights before training: a resumed run loads its checkpoint only later.
         self.masks: dict[nn.Parameter, Tensor] = {}
-        if mask is not None and with_adapter:
+        if mask is not None and masks_adapter:
             confine_adapter(trainer.model, mask, before=before, seed=trainer.args.seed)
         elif mask is not None:
             own = (parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
@@ -165,7 +165,7 @@ class AnchorFiles:
         parts = trainer.args.world_size if own else 0
         facts = {"anchors": sorted(self.anchors), "parts": parts, "seconds": self.elapsed()}
         facts["files"] = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        write_json(folder / FACTS, facts | {"sharded": is_sharded(trainer.model)})
+        write_json(folder / FACTS, facts | {"sharded": is_sharded(trainer.model), "merge": self.merge})
         if self.keep is not None:
             prune(folder.parent, self.keep)
 
@@ -187,8 +187,12 @@ class AnchorFiles:
         if checkpoint is not None:
             self._restore(Path(checkpoint))
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
     def _restore(self, folder: Path) -> None:
-        if not (folder / ANCHORS).is_file():
+        if not (folder / ANCHORS).is_file():  # of a checkpoint that does not name its files yet
             raise CheckpointError(
                 f"{folder} has no {ANCHORS}: it was not written by imgrl or is incomplete; resume from another."
             )
@@ -241,7 +245,8 @@ class AnchorFiles:
         file = folder / _OWN.format(settings.process_index)
         if not older and not file.is_file():
             raise CheckpointError(f"{file} is missing: the checkpoint is incomplete; resume from another.")
-        return older or load_file(file)
+        with readable(folder):
+            return older or load_file(file)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the library saves it, but a model that is not a checkpoint is whole: sharded, masked, begun as PiSSA."""

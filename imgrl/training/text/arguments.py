@@ -105,10 +105,11 @@ def _check_targets(targets: Sequence[str] | str, network: Any) -> None:
     paths = [name for name, _ in network.named_modules()]
     for target in targets:
         if not any(path == target or path.endswith(f".{target}") for path in paths):
-            linear = {name.rpartition(".")[2] for name, m in network.named_modules() if hasattr(m, "weight")}
+            kinds = ("Linear", "Conv1D", "Embedding")
+            there = {n.rpartition(".")[2] for n, m in network.named_modules() if type(m).__name__ in kinds}
             raise ConfigError(
-                f"model.lora.targets names {target!r}, but the model has no such layer; its layers with weights are "
-                f"called {', '.join(sorted(linear))}"
+                f"model.lora.targets names {target!r}, but the model has no such layer; those that can have a LoRA are "
+                f"called {', '.join(sorted(there))}"
             )
 
 
@@ -191,4 +192,5 @@ def _common(
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "remove_unused_columns": False,
+        "ddp_broadcast_buffers": False,  # they are equal everywhere; a LoRA's masks are large
     }

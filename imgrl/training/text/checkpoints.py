@@ -8,14 +8,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
+
 from imgrl.errors import CheckpointError, ImgrlError
 from imgrl.training.run_folder import read_json
 
-__all__ = ["ANCHORS", "FACTS", "facts_of", "is_whole", "newest", "prune", "readable", "seconds_of", "step_of"]
+__all__ = [
+    "ANCHORS",
+    "FACTS",
+    "facts_of",
+    "is_partial",
+    "is_whole",
+    "newest",
+    "prune",
+    "readable",
+    "seconds_of",
+    "step_of",
+]
 
 ANCHORS = "anchors.safetensors"
 FACTS = "anchors.json"
 """Written last: with it a checkpoint is whole."""
+_STATE = "trainer_state.json"
 _DO = "delete that folder to resume from an earlier checkpoint, or start the run again"
 
 
@@ -57,6 +72,7 @@ def facts_of(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         facts = read_json(checkpoint / FACTS)
+        read_json(checkpoint / _STATE)  # the library's, which it opens without a word of its own
     except (OSError, ValueError) as error:
         raise _damaged(checkpoint, error) from error
     missing = [name for name in facts.get("files", ()) if not (checkpoint / name).is_file()]
@@ -74,8 +90,8 @@ def readable(checkpoint: Path | str | None) -> Iterator[None]:
     """
     try:
         yield
-    except ImgrlError:
-        raise
+    except (ImgrlError, ImportError, torch.OutOfMemoryError, torch.distributed.DistError):
+        raise  # of no file
     except Exception as error:  # readers of tensors raise what they like
         if checkpoint is None:
             raise
@@ -89,7 +105,15 @@ def _damaged(checkpoint: Path | str, error: Exception) -> CheckpointError:
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether all of it was written."""
-    return (checkpoint / "trainer_state.json").is_file() and (checkpoint / FACTS).is_file()
+    return (checkpoint / _STATE).is_file() and (checkpoint / FACTS).is_file()
+
+
+def is_partial(folder: Path) -> bool:
+    """Whether a folder is a checkpoint whose adapter, as peft saves it, is not all that its run changes."""
+    try:
+        return bool(read_json(folder / FACTS).get("merge", False))
+    except (OSError, ValueError):
+        return False
 
 
 def _whole(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from imgrl.analysis.watch import DriftWatch
 from imgrl.policies.masked_lora import change, within
 from imgrl.training.text.masking import has_confined
-from imgrl.training.text.pissa import ADAPTER, lora_layers
+from imgrl.training.text.pissa import ADAPTER, lora_layers, product
 from imgrl.training.text.sharding import gather_anew, trainable, whole
 
 __all__ = ["drift_watch"]
@@ -51,14 +51,15 @@ def drift_watch(model: Any, *, start: Mapping[str, Tensor]) -> DriftWatch:
         if start:  # B A - B0 A0
             b0, a0 = began(path)
             b, a = torch.cat([b, -b0], 1), torch.cat([a, a0])
-        return layer.scaling[ADAPTER] * b, a
+        b = layer.scaling[ADAPTER] * b
+        return (a.T, b.T) if layer.fan_in_fan_out else (b, a)
 
     def stored() -> Iterator[tuple[str, Tensor]]:
         for path, layer in layers.items():
             weight = layer.get_base_layer().weight.detach()
             if start:
                 b0, a0 = began(path)
-                weight = (weight + within(layer, layer.scaling[ADAPTER] * b0 @ a0)).cpu()
+                weight = (weight + within(layer, product(layer, b0, a0))).cpu()
             yield path, weight
 
     if has_confined(model):  # its change has no factors

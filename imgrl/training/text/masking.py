@@ -12,7 +12,7 @@ from torch import Tensor
 from imgrl.analysis.masks import MaskKind, training_masks
 from imgrl.errors import ConfigError
 from imgrl.policies.masked_lora import change, confine, is_confined, merged_state
-from imgrl.training.text.pissa import ADAPTER, is_pissa, lora_layers
+from imgrl.training.text.pissa import ADAPTER, is_pissa, lora_layers, tied_layer
 
 __all__ = ["confine_adapter", "has_confined", "matrices", "save_whole"]
 
@@ -38,15 +38,14 @@ def confine_adapter(model: Any, kind: MaskKind, *, before: Mapping[str, Tensor],
     Raises:
         ConfigError: if a matrix is masked that is the embedding's too, or that belongs to no linear layer.
     """
-    embedding = model.get_input_embeddings().weight
+    if (tied := tied_layer(model)) is not None:
+        raise ConfigError(
+            f"model.mask cannot confine a LoRA on {tied.removeprefix(_WRAPPED)}, whose matrix is the embedding's too: "
+            "leave it out of model.lora.targets"
+        )
     layers = {path.removeprefix(_WRAPPED): layer for path, layer in lora_layers(model)}
     masks = training_masks((before[path] for path in layers), kind, seed=seed)
     for path, layer in layers.items():
-        if layer.get_base_layer().weight is embedding:
-            raise ConfigError(
-                f"model.mask cannot confine a LoRA on {path}, whose matrix is the embedding's too: leave it out of "
-                "model.lora.targets"
-            )
         confine(layer, masks.get(before[path]), *([ADAPTER] if before[path] in masks else []))
         if is_pissa(model):  # peft took all of the leading part off
             layer.get_base_layer().weight.data = before[path] - change(layer, ADAPTER)

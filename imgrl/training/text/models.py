@@ -8,6 +8,8 @@ from typing import Any
 from imgrl.errors import ConfigError, ModelError
 from imgrl.recipe_text import TextModel
 from imgrl.resources import model_path
+from imgrl.training.text.checkpoints import is_partial
+from imgrl.training.text.pissa import tied_layer
 
 __all__ = ["is_adapter", "load_model", "load_teacher", "place_of", "require_same_outputs"]
 
@@ -63,6 +65,10 @@ def place_of(path: str) -> str:
         raise ModelError(
             f"There is no folder {path}; give one that holds a transformers model, or a hub name like owner/model."
         )
+    if is_partial(Path(path)):
+        raise ModelError(
+            f"{path} is a checkpoint whose LoRA is not all that was changed; give the model/ that its run wrote"
+        )
     found = str(model_path(path))
     if found == path and not Path(path).is_dir() and difflib.get_close_matches(path, [_BUNDLED], cutoff=0.7):
         raise ModelError(f"There is no model {path!r}; did you mean {_BUNDLED!r}, the bundled one?")
@@ -96,6 +102,11 @@ def _load(place: str) -> Any:
         from peft import AutoPeftModelForCausalLM
 
         adapted: Any = AutoPeftModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        if (layer := tied_layer(adapted)) is not None:
+            raise ModelError(
+                f"{place} changes {layer}, whose matrix is the embedding's too, so it cannot be merged: train it again "
+                "with other model.lora.targets"
+            )
         return adapted.merge_and_unload().requires_grad_(True)
     except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         what = "" if base is None else f", an adapter of {base},"

@@ -51,7 +51,8 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         super().__init__(*args, objective=objective, rule=rule, **kwargs)
         self.teacher = teacher
         self._block_began = -1
-        self._silence = Silence()
+        # A teacher teaches without rewards, too.
+        self._silence = None if {"teacher", "target_kl"} & objective.needs else Silence()
         tokenizer: Any = self.processing_class
         settings: Any = self.args
         self.padding, self.sampled = float(tokenizer.pad_token_id), int(settings.num_generations)
@@ -88,8 +89,9 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
         for own, flags in zip(self.reward_funcs, everywhere.T, strict=True):
             if isinstance(own, TextReward):
                 own.require_few(flags)
-        weighed = self.reward_weights.to(scores.device) != 0
-        self._silence.listen((~scores.isnan() | everywhere) & weighed, self.reward_func_names)
+        if self._silence is not None:
+            weighed = self.reward_weights.to(scores.device) != 0
+            self._silence.listen((~scores.isnan() | everywhere) & weighed, self.reward_func_names)
         total = total_of(scores, everywhere, self.reward_weights.to(scores.device), size=self.sampled)
         compared = trained(len(total), sampled=self.sampled, kept=self.group_size).to(total.device)
         total = total.masked_fill(~compared, math.nan)  # those that only voted are not
@@ -298,5 +300,6 @@ class OnlineTrainer(AnchorFiles, GRPOTrainer):
 
     def take_back(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on as the saved run would have."""
+        self._silence = None  # it had its first word
         if self.history is not None:
             self.history.load_state_dict(tensors)

@@ -19,7 +19,16 @@ from torch import Tensor
 from imgrl.errors import ConfigError
 from imgrl.policies.masked_lora import within
 
-__all__ = ["ADAPTER", "check_directions", "is_pissa", "lora_layers", "make_plain", "start_from"]
+__all__ = [
+    "ADAPTER",
+    "check_directions",
+    "is_pissa",
+    "lora_layers",
+    "make_plain",
+    "product",
+    "start_from",
+    "tied_layer",
+]
 
 ADAPTER = "default"
 """Peft's name for the only one there is."""
@@ -63,7 +72,7 @@ def start_from(model: Any, now: Mapping[str, Tensor], saved: Mapping[str, Tensor
         if all(torch.equal(now[name], saved[name]) for name in names):
             continue
         (a, b), (a_saved, b_saved) = ([part[name] for name in names] for part in (now, saved))
-        update = layer.scaling[ADAPTER] * (b @ a - b_saved @ a_saved)
+        update = product(layer, b, a) - product(layer, b_saved, a_saved)
         layer.get_base_layer().weight += within(layer, update)
 
 
@@ -84,6 +93,20 @@ def make_plain(folder: Path, start: Mapping[str, Tensor]) -> None:
     config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
     save_file(state, folder / _TENSORS, {"format": "pt"})
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def product(layer: Any, b: Tensor, a: Tensor) -> Tensor:
+    """The update s B A as the layer stores its weight, which GPT-2's lie transposed."""
+    update = layer.scaling[ADAPTER] * b @ a
+    return update.T if layer.fan_in_fan_out else update
+
+
+def tied_layer(model: Any) -> str | None:
+    """A layer with an adapter whose matrix is the embedding's too: a change merged into one would be one of both."""
+    embedding = model.get_input_embeddings()
+    own = getattr(embedding, "base_layer", embedding).weight
+    tied = (path for path, layer in lora_layers(model) if layer.get_base_layer().weight is own)
+    return next((path for path in tied if model.get_submodule(path) is not embedding), None)
 
 
 def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:

@@ -37,11 +37,13 @@ def as_texts(prompts: Sequence[Any], tokenizer: Any, source: str) -> tuple[list[
     if all(isinstance(prompt, str) for prompt in prompts):
         return list(prompts), False
     require_template(prompts, tokenizer, source)
+    return [_templated(prompt, tokenizer, source, open=True) for prompt in prompts], True
+
+
+def _templated(messages: Any, tokenizer: Any, source: str, *, open: bool) -> str:
+    """A conversation as a text; an ``open`` one awaits an answer."""
     try:
-        return [
-            tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            for prompt in prompts
-        ], True
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open)
     except Exception as error:  # templates are programs that raise what they like
         raise ConfigError(
             f"{source} holds a prompt that the tokenizer's chat template cannot read ({error}); give each as a list of "
@@ -71,8 +73,8 @@ def require_room(
     longest = max(map(len, ids))
     if room is not None and longest + more > room:
         raise ConfigError(
-            f"The longest prompt of {source} has {longest} tokens and {key} is {more}, but the model reads no more "
-            f"than {room} in all; shorten the prompts or lower {key}"
+            f"The longest prompt of {source} has {longest} tokens and {key} is {more}, but the model was made for no "
+            f"more than {room} in all; shorten the prompts or lower {key}"
         )
 
 
@@ -96,11 +98,11 @@ def require_length(
         return
 
     def length(*values: Any) -> int:
-        if all(isinstance(value, str) for value in values):
-            return sum(len(tokenizer(value)["input_ids"]) for value in values)
-        text = tokenizer.apply_chat_template(
-            [message for value in values for message in value], tokenize=False
-        )
+        prompt, *others = values
+        if isinstance(prompt, str):
+            rest = sum(len(tokenizer(value, add_special_tokens=False)["input_ids"]) for value in others)
+            return len(tokenizer(prompt)["input_ids"]) + rest
+        text = _templated([message for value in values for message in value], tokenizer, source, open=False)
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     for number, row in enumerate(rows, 1):
@@ -108,10 +110,16 @@ def require_length(
         longest = max(length(prompt, other) for other in others)
         if longest > room:
             raise ConfigError(
-                f"Row {number} of {source} has {longest} tokens, but the model reads no more than {room}: set "
-                f"data.max_tokens to {room} or less, at which longer rows are cut"
+                f"Row {number} of {source} has {longest} tokens, but the model was made for no more than {room}: "
+                f"set data.max_tokens to {room} or less, at which longer rows are cut"
             )
 
 
 def _room(model: Any) -> int | None:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Tokens that a model was made for; None where its configuration does not say."""
+    config = model.config.get_text_config()
+    room = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if room is None or not isinstance(rope.get("factor"), int | float):
+        return room
+    return max(room, int(rope["factor"] * (rope.get("original_max_position_embeddings") or room)))

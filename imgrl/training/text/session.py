@@ -24,7 +24,7 @@ from imgrl.training.text.copies import WeightCopy
 from imgrl.training.text.heldout import HeldOut
 from imgrl.training.text.quiet import hush
 from imgrl.training.text.rescue import save_last_step
-from imgrl.training.text.sources import check_sources
+from imgrl.training.text.sources import Sources, check_sources
 from imgrl.training.tracking import Metrics, environment
 
 if TYPE_CHECKING:
@@ -122,22 +122,11 @@ class TextSession:
         self.world = World(trainer.accelerator)
         self.metrics = Metrics(folder, self.world)
         self._describe()
-        left_out = 0 if found.rewards else len(found.training) - len(trainer.train_dataset)
-        if left_out:
-            self.tell(
-                f"{left_out} training rows are left out: the prompt alone fills data.max_tokens="
-                f"{recipe.data.max_tokens}"
-            )
+        self._tell_left_out(found, trainer)
         # From the weights before training, also where a run is resumed.
         self.drift, heldout.base = drift_watch(trainer.model, start=trainer.start()), self._base(trainer)
         watch = Watch(self, heldout, spent=checkpoints.seconds_of(newest))
-        if newest is not None:
-            self.metrics.rewind(checkpoints.step_of(newest))
-            self._begin_at(read_json(folder / "before.json"), new=False)
-        elif trainer.is_fsdp_enabled:  # a model that is to be sharded waits, whole, on the CPU
-            watch.at_begin = lambda model: self._begin_at(heldout(model))
-        else:
-            self._begin_at(heldout(trainer.model))
+        self._begin(trainer, watch, newest)
         self._run(trainer, watch, newest)
         return self._finish(trainer, heldout, watch)
 
@@ -146,6 +135,24 @@ class TextSession:
         found = checkpoints.newest(self.folder)
         require_same_settings(self.folder / "config.yaml", self.recipe, until="run.steps")
         return found
+
+    def _tell_left_out(self, found: Sources, trainer: Any) -> None:
+        left_out = 0 if found.rewards else len(found.training) - len(trainer.train_dataset)
+        if left_out:
+            self.tell(
+                f"{left_out} training rows are left out: the prompt alone fills data.max_tokens="
+                f"{self.recipe.data.max_tokens}"
+            )
+
+    def _begin(self, trainer: Any, watch: Watch, newest: Path | None) -> None:
+        """Know how the model stood before training."""
+        if newest is not None:
+            self.metrics.rewind(checkpoints.step_of(newest))
+            self._begin_at(read_json(self.folder / "before.json"), new=False)
+        elif trainer.is_fsdp_enabled:  # a model that is to be sharded waits, whole, on the CPU
+            watch.at_begin = lambda model: self._begin_at(watch.heldout(model))
+        else:
+            self._begin_at(watch.heldout(trainer.model))
 
     def _begin_at(self, before: dict[str, float], *, new: bool = True) -> None:
         self.before = before

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from small_lm import tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from imgrl.cli.main import app
@@ -104,7 +105,7 @@ def test_training_goes_on_from_an_adapter_and_leaves_a_whole_model(train, adapte
         f"model.train={train}",
         "optimizer.lr=1e-12",
         "run.steps=1",
-        "checkpoint.every=0",
+        "checkpoint.every=1",
         "batch.groups=4",
     ]
     small = ["data.count=8", "generation.max_tokens=4", "evaluation={limit: 2, samples: 1}"]
@@ -120,9 +121,24 @@ def test_training_goes_on_from_an_adapter_and_leaves_a_whole_model(train, adapte
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 0, result.output
     merged, _ = load_model(TextModel(path=str(adapter)))
+    if train == "lora":
+        refused(tmp_path / "run" / "checkpoints" / "checkpoint-1", "whose LoRA is not all that was changed")
     left = load_file(tmp_path / "run" / "model" / "model.safetensors")
     for name, tensor in merged.state_dict().items():
         torch.testing.assert_close(left[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_of_a_matrix_that_is_the_embeddings_too_is_refused(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=60, tie_word_embeddings=True, **sizes)).save_pretrained(
+        tmp_path / "tied"
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tied")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"])).save_pretrained(tmp_path / "adapter")
+    tokenizer().save_pretrained(tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's page about it
+        refused(tmp_path / "adapter", "lm_head, whose matrix is the embedding's too, so it cannot be merged")
 
 
 def test_an_adapter_whose_model_is_gone_says_so(adapter):

@@ -267,7 +267,7 @@ BAD = [
     (["tiny-lm/grpo", "evaluation.temperature=0"], "evaluation.samples=1"),
     (["tiny-lm/grpo", "model.teacher=tiny-lm"], "model.teacher has no effect: grpo asks no teacher"),
     (["tiny-lm/grpo", "rewards={ocr: 1.0}"], "'ocr' judges images"),
-    (["tiny-lm/grpo", "generation.max_tokens=400"], "reads no more than 128 in all"),
+    (["tiny-lm/grpo", "generation.max_tokens=400"], "was made for no more than 128 in all"),
     (
         ["tiny-lm/grpo", "model.train=lora", "model.lora.targets=[nose]"],
         "names 'nose', but the model has no such layer",
@@ -464,6 +464,8 @@ def test_a_resume_with_other_settings_is_refused_and_spoils_nothing(lm, tmp_path
         ("model.safetensors", lambda data: data[: len(data) // 2], "checkpoint-2 cannot be read"),
         ("anchors.json", lambda data: data[:5], "checkpoint-2 cannot be read"),
         ("anchors.safetensors", lambda data: data[:5], "checkpoint-2 cannot be read"),
+        ("trainer_state.json", lambda data: data[:5], "checkpoint-2 cannot be read"),
+        ("rng_state.pth", lambda data: data[:500], "checkpoint-2 cannot be read"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(file, damage, sentence, lm, tmp_path):
@@ -497,7 +499,7 @@ def test_rows_beyond_the_models_positions_are_refused_unless_they_are_cut(lm, tm
     )
     given = arguments("sft", lm, tmp_path / "run", None, **{"data.prompts": rows})
     assert "Row 2 of " in (output := run(*given, "data.max_tokens=512", code=2))
-    assert "has 201 tokens, but the model reads no more than 128: set data.max_tokens to 128" in output
+    assert "has 201 tokens, but the model was made for no more than 128: set data.max_tokens to 128" in output
     run(*given, "data.max_tokens=128")
 
 
@@ -510,6 +512,23 @@ def test_a_run_that_no_reward_applies_to_ends_with_a_sentence(lm, tmp_path):
     output = run(*given, code=2)
     assert output.count("no reward applied to any completion") == 2
     assert "No reward (nothing) applied to any completion of the first 3 rollouts" in output
+
+
+def test_a_teacher_teaches_without_rewards_and_a_run_that_had_some_may_fall_silent(lm, teacher, tmp_path):
+    moody = tmp_path / "moody.py"
+    moody.write_text(
+        "import pathlib\n"
+        "def moody(texts, prompts):\n"
+        f"    loud = pathlib.Path('{tmp_path}/loud').exists()\n"
+        "    return [float(len(text)) if loud else None for text in texts]\n"
+    )
+    reward = f"rewards={{moody: '{moody}:moody'}}"
+    given = arguments("meta_distill", lm, tmp_path / "taught", reward, **{"run.steps": 4})
+    run(*given, f"model.teacher={teacher}")
+    (tmp_path / "loud").touch()
+    run(*arguments("grpo", lm, tmp_path / "run", reward))
+    (tmp_path / "loud").unlink()
+    run("--resume", tmp_path / "run", "run.steps=6")
 
 
 def test_no_resume_without_a_checkpoint_and_no_second_run_in_a_folder(lm, tmp_path):
