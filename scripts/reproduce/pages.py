@@ -58,9 +58,9 @@ def band(
     """Mean curve of a number over the seeds, and their range."""
     x = np.array([[point[over] for point in points] for points in runs]).mean(0)
     values = np.array([[point[key] for point in points] for points in runs])
-    axis.plot(x, values.mean(0), "o-", ms=3, label=label)
+    (line,) = axis.plot(x, values.mean(0), "o-", ms=3, label=label)
     if shaded:
-        axis.fill_between(x, values.min(0), values.max(0), alpha=0.15)
+        axis.fill_between(x, values.min(0), values.max(0), alpha=0.15, color=line.get_color())
 
 
 def write(out: Path, text: str, figure: Any, picture: str) -> None:

@@ -100,7 +100,7 @@ def picture(curves: dict[str, Any]) -> Any:
         for arm, runs in curves.items():
             band(axis, runs, key, label=arm, shaded=arm in SHADED)
         axis.set(title=title, xlabel="step")
-    axes[0].legend(fontsize=8)
+    axes[2].legend(fontsize=7, loc="upper left")
     return figure
 
 
