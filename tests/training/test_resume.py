@@ -135,7 +135,9 @@ def test_what_a_checkpoint_holds(whole):
 def test_other_settings_are_refused(recipe):
     made = recipe(run_rounds=1)
     Trainer(made).train()
-    with pytest.raises(CheckpointError, match=r"optimizer.lr \(0.001 then, 0.0005 now\); only run.dir"):
+    with pytest.raises(
+        CheckpointError, match=r"optimizer.lr \(0.001 then, 0.0005 now\); only run.rounds, run.minutes"
+    ):
         Trainer(dataclasses.replace(made, optimizer=Optimizer(lr=5e-4))).train(resume=True)
     with pytest.raises(CheckpointError, match="other settings"):
         model = dataclasses.replace(made.model, lora=LoraSpec(rank=3, alpha=4.0))

@@ -72,7 +72,8 @@ def facts_of(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         facts = read_json(checkpoint / FACTS)
-        read_json(checkpoint / _STATE)  # the library's, which it opens without a word of its own
+        if (checkpoint / _STATE).is_file():  # the library's, which it opens without a word of its own
+            read_json(checkpoint / _STATE)
     except (OSError, ValueError) as error:
         raise _damaged(checkpoint, error) from error
     missing = [name for name in facts.get("files", ()) if not (checkpoint / name).is_file()]
