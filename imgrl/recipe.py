@@ -106,6 +106,16 @@ class Model:
     embedding_folder: Text | None = None
     """Folder that keeps text embeddings between runs; without one, more than 2 GiB of them go to the run folder."""
 
+    @property
+    def lora_mask(self) -> MaskKind | None:
+        """The mask of a LoRA's product; full fine-tuning masks its optimiser instead."""
+        return self.mask if self.train == "lora" else None
+
+    @property
+    def leaves_lora(self) -> bool:
+        """Whether a run leaves a LoRA file, and not a whole model."""
+        return self.train == "lora" and self.mask is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:

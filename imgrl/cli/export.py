@@ -50,7 +50,7 @@ def export(
         model_path(model.path),
         train=model.train,
         lora=model.lora,
-        mask=model.mask if model.train == "lora" else None,
+        mask=model.lora_mask,
         mask_seed=recipe.run.seed,
         dtype=model.dtype,
         device=choose_device(device),

@@ -124,7 +124,7 @@ def _prepared(
         overrides = [*overrides, f"model.path={json.dumps(model)}"]
     recipe = resolve(name or _RECIPE, overrides, processes=processes())
     reward = _learning_reward(recipe)
-    if recipe.model.train != "lora" or recipe.model.mask is not None:
+    if not recipe.model.leaves_lora:
         raise ConfigError(
             "imgrl style makes a LoRA file, whose strength can be chosen: set model.train=lora and leave model.mask out"
         )

@@ -239,8 +239,7 @@ class Trainer:
         paths = {"run": str(parts.folder), "metrics": str(self.metrics.file), "checkpoint": str(checkpoint)}
         if parts.world.main and not interrupted:
             with self.phases("export"):
-                as_lora = self.recipe.model.train == "lora" and self.recipe.model.mask is None
-                made = "lora" if as_lora else "model"
+                made = "lora" if self.recipe.model.leaves_lora else "model"
                 manifest = parts.policy.export(parts.folder / made, weights=self.recipe.evaluation.weights)
             reporter.message(manifest_line(manifest))
             paths |= {made: str(parts.folder / made), "grids": str(parts.folder / "grids")}

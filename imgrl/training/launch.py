@@ -78,17 +78,15 @@ def refuse_what_launchers_undo(environment: Mapping[str, str], model: TextModel)
             "This launch uses FSDP, under which model.lora.init=pissa could not be resumed: launch with plain data "
             "parallelism, or choose init=gaussian."
         )
-    if by == "FSDP" and model.train == "lora" and _is_adapter(model.path):
+    if by == "FSDP" and model.train == "lora":
+        from imgrl.training.text.models import is_adapter  # it knows transformers
+
+        if not is_adapter(model.path):
+            return
         raise ConfigError(
             f"This launch uses FSDP, under which a LoRA on top of the adapter {model.path} could not be written: merge "
             "that one into its model first, or launch with plain data parallelism."
         )
-
-
-def _is_adapter(path: str) -> bool:
-    from imgrl.training.text.models import is_adapter  # it knows transformers
-
-    return is_adapter(path)
 
 
 def refuse_missing_vllm() -> None:

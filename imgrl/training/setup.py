@@ -121,7 +121,7 @@ def _policy(recipe: Recipe, world: World, copies: tuple[str, ...]) -> Policy:
         model_path(model.path),
         train=model.train,
         lora=model.lora,
-        mask=model.mask if model.train == "lora" else None,
+        mask=model.lora_mask,
         mask_seed=recipe.run.seed,
         names=names,
         dtype=model.dtype,

@@ -56,9 +56,8 @@ class Updater:
             eps=settings.eps,
             weight_decay=settings.weight_decay,
         )
-        if (
-            recipe.model.mask is not None and recipe.model.train == "full"
-        ):  # of a LoRA the policy masks the product
+        # Of a LoRA the policy masks the product.
+        if recipe.model.train == "full" and recipe.model.mask is not None:
             from imgrl.analysis.masks import MaskedUpdate, training_masks
 
             masks = training_masks(self.parameters, recipe.model.mask, seed=recipe.run.seed)

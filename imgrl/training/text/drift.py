@@ -30,10 +30,6 @@ def drift_watch(model: Any, *, start: Mapping[str, Tensor]) -> DriftWatch:
             return whole(dict(trainable(model))[name])
 
         return DriftWatch(trainable(model), now=now)
-
-    def changed(layer: Any) -> Tensor:
-        return layer.get_base_layer().weight.detach() + change(layer, ADAPTER).detach()
-
     layers = {
         path: layer
         for path, layer in lora_layers(model)
@@ -62,6 +58,10 @@ def drift_watch(model: Any, *, start: Mapping[str, Tensor]) -> DriftWatch:
                 weight = (weight + within(layer, product(layer, b0, a0))).cpu()
             yield path, weight
 
+    def changed(path: str) -> Tensor:
+        layer = layers[path]
+        return (layer.get_base_layer().weight + change(layer, ADAPTER)).detach()
+
     if has_confined(model):  # its change has no factors
-        return DriftWatch(stored(), now=lambda path: changed(layers[path]))
+        return DriftWatch(stored(), now=changed)
     return DriftWatch(stored(), update=update)

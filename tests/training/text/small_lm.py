@@ -38,6 +38,16 @@ def save(folder, *, seed=0, extra="", padding=0):
     return folder
 
 
+def cut_short(folder, into, *, last):
+    """A copy of a run that lost its last checkpoint, and where it lies in its recipe."""
+    import shutil
+
+    shutil.copytree(folder, into)
+    shutil.rmtree(into / "checkpoints" / f"checkpoint-{last}")
+    (into / "config.yaml").write_text((into / "config.yaml").read_text().replace(str(folder), str(into)))
+    return into
+
+
 def built(kind, args, lm, data, **more):
     """A trainer of a saved model."""
     import torch

@@ -1,12 +1,12 @@
 """A language model's LoRA under a mask: what a run leaves behind, resumed or not, and what cannot be masked."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from small_lm import cut_short
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -71,10 +71,7 @@ def test_drift_is_measured_from_the_stored_weights(whole):
 
 def test_a_resumed_run_ends_in_the_same_weights(whole, tmp_path):
     folder, rows = whole
-    cut = tmp_path / "cut"
-    shutil.copytree(folder, cut)
-    shutil.rmtree(cut / "checkpoints" / "checkpoint-4")
-    (cut / "config.yaml").write_text((cut / "config.yaml").read_text().replace(str(folder), str(cut)))
+    cut = cut_short(folder, tmp_path / "cut", last=4)
     assert losses(train(None, cut, resume=True)) == losses(rows)
     ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (cut, folder))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

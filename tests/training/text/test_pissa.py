@@ -1,12 +1,12 @@
 """PiSSA against peft: the model at its start, the LoRA a run leaves behind, and a start that another machine had."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from small_lm import cut_short
 from torch import nn
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -54,10 +54,7 @@ def test_it_starts_at_the_base_and_leaves_a_plain_lora_of_the_stored_one(lm, who
 
 def test_a_resumed_run_ends_in_the_same_weights(whole, tmp_path):
     folder, losses = whole
-    cut = tmp_path / "cut"
-    shutil.copytree(folder, cut)
-    shutil.rmtree(cut / "checkpoints" / "checkpoint-4")
-    (cut / "config.yaml").write_text((cut / "config.yaml").read_text().replace(str(folder), str(cut)))
+    cut = cut_short(folder, tmp_path / "cut", last=4)
     assert train(None, cut, resume=True) == losses
     ours, theirs = (load_file(f / "model" / "adapter_model.safetensors") for f in (cut, folder))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
